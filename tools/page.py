@@ -53,8 +53,8 @@ class Page:
             f'<a href="#s{i}">{escape(title)}</a>' for i, (title, _) in enumerate(self.sections, 1)
         )
         body = "".join(
-            f'<section id="s{i}"><h2><small>{i}</small>{escape(title)}</h2>{"".join(parts)}</section>'
-            for i, (title, parts) in enumerate(self.sections, 1)
+            f'<section id="s{i}"><h2><small>{i}</small>{escape(title)}</h2>{html}</section>'
+            for i, (title, html) in enumerate(((t, "".join(p)) for t, p in self.sections), 1)
         )
         words = {"title": self.title, "lead": self.lead, "footer": footer}
         html = {name: escape(text) for name, text in words.items()} | {"links": links, "body": body}
