@@ -1,0 +1,160 @@
+"""Training clips: decoded once, kept as bytes in memory, cropped at random."""
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from .references import resolve
+from .video import iterate_video
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".y4m")
+
+
+class Source(BaseModel):
+    """Where clips come from, and how often."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clips: str = Field(
+        description="a folder of videos, a video, or module:callable=ARGUMENT giving a dataset "
+        "with len() and [i].read(start, stop) -> uint8 t 3 h w"
+    )
+    weight: float = Field(1.0, gt=0, description="share of the samples")
+    short_side: int | None = Field(None, gt=0, description="shrink to it; None: as it is")
+    max_frames: int = Field(600, gt=0, description="of each clip or file; the rest is not read")
+    max_clips: int | None = Field(None, gt=0)
+
+
+class BatchShape(BaseModel):
+    """One kind of batch; ``frames`` 1 is an image batch."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    frames: int = Field(gt=0)
+    size: int = Field(gt=0, description="side of the square crop, pixels")
+    batch: int = Field(gt=0)
+    weight: float = Field(1.0, gt=0)
+
+
+@runtime_checkable
+class _Clip(Protocol):
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int, /) -> UInt8[Tensor, "t 3 h w"]: ...
+
+
+class ClipCache:
+    """All clips of some sources, as bytes in memory."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = tuple(sources)
+        self.clips = [list(read_source(source)) for source in sources]
+        for source, clips in zip(sources, self.clips, strict=True):
+            if not clips:
+                raise ValueError(f"{source.clips}: no clip there")
+        count = sum(len(clips) for clips in self.clips)
+        size = sum(clip.numel() for clips in self.clips for clip in clips)
+        logger.info("%d clips in memory, %.0f MB", count, size / 1e6)
+
+    def hold_out(self, every: int) -> "ClipCache":
+        """Take every n-th clip of each source, at least one, out of this cache into a new one."""
+        other = object.__new__(ClipCache)
+        other.sources = self.sources
+        other.clips = [clips[::every] for clips in self.clips]
+        for source, clips in zip(self.sources, self.clips, strict=True):
+            if len(clips) < 2:
+                raise ValueError(f"{source.clips}: one clip cannot be split; give held_out")
+            del clips[::every]
+        return other
+
+    def batch(
+        self, shape: BatchShape, dice: random.Random
+    ) -> Float[Tensor, "b 3 t h w"]:
+        """Cut random clips, flipped left to right half of the time."""
+        choices = self._fitting(shape)
+        samples = []
+        for _ in range(shape.batch):
+            clips, weights = dice.choices(choices, [choice[2] for choice in choices])[0][:2]
+            samples.append(_cut(dice.choices(clips, cum_weights=weights)[0], shape, dice))
+        return torch.stack(samples) / 127.5 - 1
+
+    def _fitting(self, shape: BatchShape) -> list[tuple[list[Tensor], list[int], float]]:
+        """For each source: the clips that are large enough, their running lengths, its weight."""
+        if not hasattr(self, "_by_shape"):
+            self._by_shape: dict[BatchShape, list[tuple[list[Tensor], list[int], float]]] = {}
+        if shape in self._by_shape:
+            return self._by_shape[shape]
+        fitting = []
+        for source, clips in zip(self.sources, self.clips, strict=True):
+            enough = [c for c in clips if len(c) >= shape.frames and min(c.shape[2:]) >= shape.size]
+            lengths = torch.tensor([len(c) for c in enough]).cumsum(0).tolist()
+            if enough:
+                fitting.append((enough, lengths, source.weight))
+        if not fitting:
+            raise ValueError(f"no clip has {shape.frames} frames of {shape.size}x{shape.size}")
+        self._by_shape[shape] = fitting
+        return fitting
+
+
+def _cut(clip: UInt8[Tensor, "t 3 h w"], shape: BatchShape, dice: random.Random) -> Tensor:
+    """Cut a random box out of a clip, as ``3 t h w``."""
+    t, _, h, w = clip.shape
+    start = dice.randint(0, t - shape.frames)
+    top, left = dice.randint(0, h - shape.size), dice.randint(0, w - shape.size)
+    box = clip[start : start + shape.frames, :, top : top + shape.size, left : left + shape.size]
+    return (box.flip(-1) if dice.random() < 0.5 else box).transpose(0, 1)
+
+
+def read_source(source: Source) -> Iterator[UInt8[Tensor, "t 3 h w"]]:
+    """Decode the clips of a source, shrunk if it says so."""
+    path = Path(source.clips).expanduser()
+    if path.exists():
+        clips = (_read_file(file, source) for file in video_files(path))
+    elif ":" in source.clips:
+        clips = _read_dataset(source)
+    else:
+        raise FileNotFoundError(f"{source.clips}: no such folder, and not module:callable=ARGUMENT")
+    yield from islice(clips, source.max_clips)
+
+
+def video_files(path: Path) -> list[Path]:
+    """List the videos in a folder and below, or the one file."""
+    if path.is_file():
+        return [path]
+    return sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def _read_file(path: Path, source: Source) -> UInt8[Tensor, "t 3 h w"]:
+    frames = islice(iterate_video(path), source.max_frames)
+    return torch.stack([shrink(frame[None], source.short_side)[0] for frame in frames])
+
+
+def _read_dataset(source: Source) -> Iterator[UInt8[Tensor, "t 3 h w"]]:
+    dataset = resolve(source.clips, "wfm.clips")
+    count = len(dataset)  # ty: ignore[invalid-argument-type]
+    for i in range(count):
+        clip = dataset[i]  # ty: ignore[not-subscriptable]
+        if not isinstance(clip, _Clip):
+            raise ValueError(f"{source.clips}: item {i} has no read(start, stop)")
+        yield shrink(clip.read(0, min(len(clip), source.max_frames)), source.short_side)
+
+
+def shrink(frames: UInt8[Tensor, "t 3 h w"], side: int | None) -> UInt8[Tensor, "t 3 h2 w2"]:
+    """Shrink so that the shorter side is ``side`` pixels; smaller frames stay as they are."""
+    h, w = frames.shape[2:]
+    if side is None or min(h, w) <= side:
+        return frames.clone()
+    size = (round(h * side / min(h, w)), round(w * side / min(h, w)))
+    small = F.interpolate(frames.float(), size, mode="bicubic", antialias=True)
+    return small.round().clamp(0, 255).byte()

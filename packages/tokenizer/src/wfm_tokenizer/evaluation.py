@@ -1,0 +1,119 @@
+"""Held-out figures of a tokenizer, and the statistics of its latents."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .config import Statistics
+from .data import ClipCache
+from .metrics import block_mean, perplexity, psnr
+from .model import ContinuousTokenizer, DiscreteTokenizer
+
+
+@dataclass(frozen=True)
+class Report:
+    """PSNR in dB of each clip, by source; of videos, of their first frames, and baselines."""
+
+    video: dict[str, list[float]]
+    image: dict[str, list[float]]
+    block_mean_video: dict[str, list[float]]
+    block_mean_image: dict[str, list[float]]
+    token_perplexity: float | None
+
+    def summary(self) -> dict[str, float]:
+        """Average over all clips."""
+        parts = ("video", "image", "block_mean_video", "block_mean_image")
+        figures = {f"psnr_{p}": fmean(sum(getattr(self, p).values(), [])) for p in parts}
+        if self.token_perplexity is not None:
+            figures["token_perplexity"] = self.token_perplexity
+        return figures
+
+    def everything(self) -> dict[str, Any]:
+        """Return the summary, and the average of each source."""
+        figures: dict[str, Any] = {k: round(v, 3) for k, v in self.summary().items()}
+        for part in ("video", "image"):
+            by_source = getattr(self, part)
+            figures[f"psnr_{part}_by_source"] = {k: round(fmean(v), 3) for k, v in by_source.items()}
+        return figures
+
+
+def held_out_clips(
+    cache: ClipCache, count: int, compression: tuple[int, int, int], box: tuple[int, int]
+) -> dict[str, list[Float[Tensor, "1 3 t h w"]]]:
+    """Cut clips to evaluate: the first frames, the middle of the picture, sizes that fit.
+
+    At most ``count`` of each source, spread over it, of at most ``box`` (frames, side).
+    """
+    time, high, wide = compression
+    chosen = {}
+    for source, clips in zip(cache.sources, cache.clips, strict=True):
+        cuts = []
+        for clip in clips[:: max(1, len(clips) // count)][:count]:
+            t = 1 + (min(len(clip), box[0]) - 1) // time * time
+            h = min(clip.shape[2], box[1]) // high * high
+            w = min(clip.shape[3], box[1]) // wide * wide
+            top, left = (clip.shape[2] - h) // 2, (clip.shape[3] - w) // 2
+            cut = clip[:t, :, top : top + h, left : left + w]
+            if cut.numel():
+                cuts.append(cut.transpose(0, 1)[None] / 127.5 - 1)
+        if not cuts:
+            raise ValueError(f"{source.clips}: all clips are smaller than {high}x{wide}")
+        chosen[source.clips] = cuts
+    return chosen
+
+
+@torch.no_grad()
+def evaluate_clips(
+    tokenizer: ContinuousTokenizer | DiscreteTokenizer,
+    clips: dict[str, list[Float[Tensor, "1 3 t h w"]]],
+) -> Report:
+    """Reconstruct each clip as a video, and its first frame as an image."""
+    parts: tuple[dict[str, list[float]], ...] = tuple(
+        {name: [] for name in clips} for _ in range(4)
+    )
+    tokens = []
+    for name, videos in clips.items():
+        for video in videos:
+            video = video.to(tokenizer.device)
+            frame = video[:, :, :1]
+            for part, target in ((0, video), (1, frame)):
+                codes = tokenizer.encode_codes(target)
+                parts[part][name].append(psnr(tokenizer.decode_codes(codes), target))
+                painted = block_mean(target, tokenizer.compression)
+                parts[part + 2][name].append(psnr(painted, target))
+                if isinstance(tokenizer, DiscreteTokenizer):
+                    tokens.append(tokenizer.fsq.to_tokens(codes).flatten().cpu())
+    used = perplexity(torch.cat(tokens), tokenizer.config.vocab_size) if tokens else None
+    return Report(*parts, token_perplexity=used)
+
+
+@torch.no_grad()
+def latent_statistics(
+    tokenizer: ContinuousTokenizer, batches: Iterable[Float[Tensor, "b 3 t h w"]]
+) -> tuple[Statistics, Statistics]:
+    """Return mean and standard deviation per channel and latent frame, over the batches.
+
+    Column 0 is the image frame, which sees no motion; the last one stands for all later frames.
+    """
+    sums: list[Tensor] = []
+    for batch in batches:
+        latent = tokenizer.encode_codes(batch.to(tokenizer.device)).double().cpu()
+        for i in range(latent.shape[2]):
+            frame = latent[:, :, i]
+            moments = torch.stack((torch.ones_like(frame), frame, frame.square()))
+            if i == len(sums):
+                sums.append(torch.zeros(3, latent.shape[1], dtype=torch.float64))
+            sums[i] += moments.sum((1, 3, 4))
+    count, first, second = torch.stack(sums, -1)
+    mean = first / count
+    std = (second / count - mean.square()).clamp(min=1e-8).sqrt()
+    return _rows(mean), _rows(std)
+
+
+def _rows(values: Tensor) -> Statistics:
+    return tuple(tuple(round(float(v), 6) for v in row) for row in values)

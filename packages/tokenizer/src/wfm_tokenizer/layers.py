@@ -1,0 +1,232 @@
+"""The layers of the networks: causal in time, per frame in space, channels last.
+
+Everything takes and gives ``b t h w c``. Layers that look back in time take a ``memory``: with
+one, a video may come in chunks, and the outputs are those of the whole video.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .memory import Memory
+
+Frames = Float[Tensor, "b t h w c"]
+
+
+class SpaceConv(nn.Conv2d):
+    """A convolution of each frame."""
+
+    def forward(self, x: Frames) -> Float[Tensor, "b t h2 w2 c2"]:
+        b = x.shape[0]
+        x = super().forward(rearrange(x, "b t h w c -> (b t) c h w"))
+        return rearrange(x, "(b t) c h w -> b t h w c", b=b)
+
+
+class TimeConv(nn.Module):
+    """Three taps: this frame and the two before; before the first frame, that frame again."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        bound = (3 * channels) ** -0.5
+        self.weight = nn.Parameter(torch.empty(channels, channels, 3).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
+
+    def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
+        if memory is None and x.shape[1] == 1:  # an image: all taps see one frame
+            return F.linear(x, self.weight.sum(-1), self.bias)
+        return self.slide(torch.cat((look_back(self, x, 2, memory), x), 1))
+
+    def slide(self, x: Frames, stride: int = 1) -> Float[Tensor, "b t2 h w c"]:
+        """Apply the taps without padding. A 2-D convolution is the fastest way on a CPU."""
+        h = x.shape[2]
+        x = F.conv2d(
+            rearrange(x, "b t h w c -> b c t (h w)"),
+            self.weight[..., None],
+            self.bias,
+            stride=(stride, 1),
+        )
+        return rearrange(x, "b c t (h w) -> b t h w c", h=h)
+
+
+def look_back(layer: nn.Module, x: Frames, count: int, memory: Memory | None) -> Frames:
+    """Return the ``count`` frames before ``x``, and leave the last ones for the next chunk."""
+    past = memory.get(layer) if memory is not None else None
+    if past is None:
+        past = x[:, :1].expand(-1, count, -1, -1, -1)
+    if memory is not None:
+        memory[layer] = torch.cat((past, x), 1)[:, -count:]
+    return past
+
+
+class Conv(nn.Module):
+    """3x3 in space, then in causal networks 3 taps in time."""
+
+    def __init__(self, c_in: int, c_out: int, *, causal: bool) -> None:
+        super().__init__()
+        self.space = SpaceConv(c_in, c_out, 3, padding=1)
+        self.time = TimeConv(c_out) if causal else None
+
+    def forward(self, x: Frames, memory: Memory | None = None) -> Float[Tensor, "b t h w c2"]:
+        x = self.space(x)
+        return x if self.time is None else self.time(x, memory)
+
+
+class FrameNorm(nn.GroupNorm):
+    """A group norm whose statistics are those of one frame."""
+
+    def __init__(self, groups: int, channels: int) -> None:
+        super().__init__(groups, channels, eps=1e-6)
+
+    def forward(self, x: Frames) -> Frames:
+        b = x.shape[0]
+        x = super().forward(rearrange(x, "b t h w c -> (b t) c h w"))
+        return rearrange(x, "(b t) c h w -> b t h w c", b=b)
+
+
+class ResBlock(nn.Module):
+    def __init__(self, c_in: int, c_out: int, *, groups: int, causal: bool) -> None:
+        super().__init__()
+        self.norm1 = FrameNorm(groups, c_in)
+        self.conv1 = Conv(c_in, c_out, causal=causal)
+        self.norm2 = FrameNorm(groups, c_out)
+        self.conv2 = Conv(c_out, c_out, causal=causal)
+        self.shortcut = nn.Linear(c_in, c_out) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Frames, memory: Memory | None = None) -> Float[Tensor, "b t h w c2"]:
+        h = self.conv1(F.silu(self.norm1(x)), memory)
+        h = self.conv2(F.silu(self.norm2(h)), memory)
+        return self.shortcut(x) + h
+
+
+class SpaceAttention(nn.Module):
+    """Each pixel looks at all pixels of its frame; one head."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = FrameNorm(groups, channels)
+        self.q = nn.Linear(channels, channels)
+        self.k = nn.Linear(channels, channels)
+        self.v = nn.Linear(channels, channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
+        b, _, h, _, _ = x.shape
+        n = rearrange(self.norm(x), "b t h w c -> (b t) 1 (h w) c")
+        n = F.scaled_dot_product_attention(self.q(n), self.k(n), self.v(n))
+        return x + rearrange(self.out(n), "(b t) 1 (h w) c -> b t h w c", b=b, h=h)
+
+
+class TimeAttention(SpaceAttention):
+    """Each pixel looks at its own place in this frame and in all earlier ones.
+
+    This is the one layer whose memory grows: it keeps the normed past frames.
+    """
+
+    def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
+        b, t, h, _, _ = x.shape
+        n = rearrange(self.norm(x), "b t h w c -> (b h w) 1 t c")
+        if memory is not None:
+            past = memory.get(self, n[:, :, :0])
+            memory[self] = seen = torch.cat((past, n), 2)
+            length = seen.shape[2]
+            mask = torch.ones(t, length, dtype=torch.bool, device=x.device).tril(length - t)
+            n = F.scaled_dot_product_attention(self.q(n), self.k(seen), self.v(seen), mask)
+        elif t == 1:
+            n = self.v(n)
+        else:
+            n = F.scaled_dot_product_attention(self.q(n), self.k(n), self.v(n), is_causal=True)
+        return x + rearrange(self.out(n), "(b h w) 1 t c -> b t h w c", b=b, h=h)
+
+
+class Attention(nn.Module):
+    """Attention in space, then in causal networks in time."""
+
+    def __init__(self, channels: int, *, groups: int, causal: bool) -> None:
+        super().__init__()
+        self.space = SpaceAttention(channels, groups)
+        self.time = TimeAttention(channels, groups) if causal else None
+
+    def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
+        x = self.space(x)
+        return x if self.time is None else self.time(x, memory)
+
+
+class ImageDownsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.space = SpaceConv(channels, channels, 3, stride=2)
+
+    def forward(self, x: Frames, memory: Memory | None = None) -> Float[Tensor, "b t h2 w2 c"]:
+        return self.space(F.pad(x, (0, 0, 0, 1, 0, 1)))
+
+
+class ImageUpsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.space = SpaceConv(channels, channels, 3, padding=1)
+
+    def forward(self, x: Frames, memory: Memory | None = None) -> Float[Tensor, "b t h2 w2 c"]:
+        return self.space(double_space(x))
+
+
+class VideoDownsample(nn.Module):
+    """Halve space, then time: at each step a strided convolution plus the mean."""
+
+    def __init__(self, channels: int, *, space: bool, time: bool) -> None:
+        super().__init__()
+        self.space = SpaceConv(channels, channels, 3, stride=2) if space else None
+        self.time = TimeConv(channels) if time else None
+        self.mix = nn.Linear(channels, channels)
+
+    def forward(self, x: Frames, memory: Memory | None = None) -> Float[Tensor, "b t2 h2 w2 c"]:
+        if self.space is not None:
+            x = F.pad(x, (0, 0, 0, 1, 0, 1))
+            x = self.space(x) + halve_space(x)
+        if self.time is not None:
+            x = self._halve_time(self.time, x, memory)
+        return self.mix(x)
+
+    def _halve_time(self, conv: TimeConv, x: Frames, memory: Memory | None) -> Frames:
+        """Pair the frames off, the first one with a copy of itself."""
+        if memory is None or conv not in memory:
+            x = torch.cat((x[:, :1], x), 1)
+        past = look_back(conv, x, 1, memory)
+        return conv.slide(torch.cat((past, x), 1), stride=2) + (x[:, ::2] + x[:, 1::2]) / 2
+
+
+class VideoUpsample(nn.Module):
+    """Double time, then space: at each step repeat, and add a convolution of that."""
+
+    def __init__(self, channels: int, *, space: bool, time: bool) -> None:
+        super().__init__()
+        self.time = TimeConv(channels) if time else None
+        self.space = SpaceConv(channels, channels, 3, padding=1) if space else None
+        self.mix = nn.Linear(channels, channels)
+
+    def forward(self, x: Frames, memory: Memory | None = None) -> Float[Tensor, "b t2 h2 w2 c"]:
+        if self.time is not None:
+            first = memory is None or self.time not in memory
+            x = repeat(x, "b t h w c -> b (t 2) h w c")
+            x = x[:, 1:] if first else x
+            x = self.time(x, memory) + x
+        if self.space is not None:
+            x = double_space(x)
+            x = self.space(x) + x
+        return self.mix(x)
+
+
+def halve_space(padded: Float[Tensor, "b t h1 w1 c"]) -> Float[Tensor, "b t h2 w2 c"]:
+    """Average 2x2 pixels; an odd last row and column is padding and falls off.
+
+    Plain additions: CPUs have no bfloat16 ``avg_pool``.
+    """
+    h, w = (side // 2 * 2 for side in padded.shape[2:4])
+    even, odd = padded[:, :, 0:h:2], padded[:, :, 1:h:2]
+    return (even[..., 0:w:2, :] + even[..., 1:w:2, :] + odd[..., 0:w:2, :] + odd[..., 1:w:2, :]) / 4
+
+
+def double_space(x: Frames) -> Float[Tensor, "b t h2 w2 c"]:
+    """Repeat every pixel 2x2."""
+    return repeat(x, "b t h w c -> b t (h 2) (w 2) c")

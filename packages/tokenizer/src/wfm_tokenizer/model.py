@@ -1,0 +1,262 @@
+"""The two tokenizers: video <-> continuous latents, video <-> tokens."""
+
+import re
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from .checkpoint import CONFIG, WEIGHTS, fingerprint, replacing, write_weights
+from .config import TokenizerConfig
+from .fsq import FSQ
+from .memory import Memory
+from .network import Decoder, Encoder
+from .streaming import StreamingDecoder, StreamingEncoder
+
+
+class Tokenizer(nn.Module):
+    """What both kinds share: the networks, sizes, reconstruction, streaming, saving.
+
+    Videos are RGB in [-1, 1]. Image tokenizers, ``compression[0] == 1``, treat the frames of a
+    video one by one.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.to_latent = nn.Linear(config.z_channels, config.latent_channels)
+        self.from_latent = nn.Linear(config.latent_channels, config.z_channels)
+        self.decoder = Decoder(config)
+        self.loaded_fingerprint: str | None = None
+        self.register_load_state_dict_pre_hook(_drop_unused_resamplers)
+
+    @property
+    def compression(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of video per cell of the latent."""
+        return self.config.compression
+
+    @property
+    def latent_channels(self) -> int:
+        return self.config.latent_channels
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.to_latent.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.to_latent.weight.device
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that stand for the config and the weights, as loaded."""
+        if self.loaded_fingerprint is not None:
+            return self.loaded_fingerprint
+        return fingerprint(self.config.model_dump_json(), self.state_dict())
+
+    def encode_codes(
+        self, video: Float[Tensor, "b 3 t h w"], memory: Memory | None = None
+    ) -> Float[Tensor, "b c tl hl wl"]:
+        """Return what the decoder needs: latents without statistics, or quantised codes."""
+        latent = self.to_latent(self.encoder(video.to(self.dtype), memory))
+        return rearrange(latent, "b t h w c -> b c t h w")
+
+    def decode_codes(
+        self, codes: Float[Tensor, "b c tl hl wl"], memory: Memory | None = None
+    ) -> Float[Tensor, "b 3 t h w"]:
+        """Undo :meth:`encode_codes`. Values may leave [-1, 1] a little."""
+        latent = rearrange(codes.to(self.dtype), "b c t h w -> b t h w c")
+        return self.decoder(self.from_latent(latent), memory)
+
+    def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 3 t h w"]:
+        """Encode and decode, with gradients through the rounding: the training pass."""
+        return self.decode_codes(self.encode_codes(video))
+
+    @torch.no_grad()
+    def reconstruct(self, video: Tensor) -> Tensor:
+        """Encode and decode a video of any size: padded by its last frame, row and column."""
+        check_video(video)
+        _, _, t, h, w = video.shape
+        padded = pad_to_fit(video, self.compression)
+        return self(padded)[:, :, :t, :h, :w].to(video.dtype)
+
+    def streaming_encoder(self) -> StreamingEncoder:
+        """Encode a video that comes in pieces: ``push(video)``, at the end ``flush()``."""
+        return StreamingEncoder(self)
+
+    def streaming_decoder(self) -> StreamingDecoder:
+        """Decode latents or tokens that come in pieces: ``push(latents)``."""
+        return StreamingDecoder(self)
+
+    def save(self, folder: str | Path, *, card: str = "", dtype: torch.dtype | None = None) -> None:
+        """Write ``config.json``, ``model.safetensors`` and, if given, a model card."""
+        weights = {name: t.to(dtype or t.dtype) for name, t in self.state_dict().items()}
+        with replacing(folder) as partial:
+            partial.mkdir()
+            (partial / CONFIG).write_text(self.config.model_dump_json(indent=1) + "\n")
+            if card:
+                (partial / "README.md").write_text(card)
+            write_weights(partial / WEIGHTS, weights)
+
+
+class ContinuousTokenizer(Tokenizer):
+    """Video <-> latents of zero mean and unit variance (over the training data)."""
+
+    mean: Float[Tensor, "c n"]
+    std: Float[Tensor, "c n"]
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        if config.kind != "continuous":
+            raise ValueError(f"{config.name} is {config.kind}; use DiscreteTokenizer")
+        super().__init__(config)
+        mean = config.latent_mean or [[0.0]] * config.latent_channels
+        std = config.latent_std or [[1.0]] * config.latent_channels
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def encode(self, video: Tensor, raw: bool = False) -> Tensor:
+        """Return latents ``b c tl hl wl``. ``raw``: as the network makes them, not normalised.
+
+        Raises:
+            ValueError: the sizes do not fit the compression; the text names the nearest.
+        """
+        check_video(video)
+        check_fits(video, self.compression)
+        latent = self.encode_codes(video)
+        return (latent if raw else self.normalize(latent)).to(video.dtype)
+
+    def decode(self, latent: Tensor, raw: bool = False) -> Tensor:
+        """Return video ``b 3 t h w``; undo :meth:`encode`."""
+        check_latent(latent, 5, self.latent_channels)
+        return self.decode_codes(latent if raw else self.denormalize(latent)).to(latent.dtype)
+
+    def normalize(
+        self, latent: Float[Tensor, "b c t h w"], start: int = 0
+    ) -> Float[Tensor, "b c t h w"]:
+        """Apply the statistics. ``start``: the number of the first latent frame at hand."""
+        mean, std = self._statistics(start, latent.shape[2])
+        return ((latent - mean) / std).to(latent.dtype)
+
+    def denormalize(
+        self, latent: Float[Tensor, "b c t h w"], start: int = 0
+    ) -> Float[Tensor, "b c t h w"]:
+        mean, std = self._statistics(start, latent.shape[2])
+        return (latent * std + mean).to(latent.dtype)
+
+    def _statistics(self, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """Pick each frame's column; frames past the last one share the last column."""
+        frames = torch.arange(start, start + count, device=self.mean.device)
+        frames = frames.clamp(max=self.mean.shape[1] - 1)
+        mean, std = (rows.float()[:, frames] for rows in (self.mean, self.std))
+        return rearrange(mean, "c t -> c t 1 1"), rearrange(std, "c t -> c t 1 1")
+
+
+class DiscreteTokenizer(Tokenizer):
+    """Video <-> tokens ``0 <= token < vocab_size``."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        if config.kind != "discrete":
+            raise ValueError(f"{config.name} is {config.kind}; use ContinuousTokenizer")
+        super().__init__(config)
+        self.fsq = FSQ(config.levels)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    def encode_codes(
+        self, video: Float[Tensor, "b 3 t h w"], memory: Memory | None = None
+    ) -> Float[Tensor, "b c tl hl wl"]:
+        return self.fsq.quantize(super().encode_codes(video, memory))
+
+    def encode(self, video: Tensor, raw: bool = False) -> Tensor:
+        """Return tokens ``b tl hl wl``. ``raw`` changes nothing: tokens have no statistics.
+
+        Raises:
+            ValueError: the sizes do not fit the compression; the text names the nearest.
+        """
+        check_video(video)
+        check_fits(video, self.compression)
+        return self.fsq.to_tokens(self.encode_codes(video))
+
+    def decode(self, tokens: Tensor, raw: bool = False) -> Tensor:
+        """Return video ``b 3 t h w``; undo :meth:`encode`."""
+        check_latent(tokens, 4, None)
+        return self.decode_codes(self.to_codes(tokens))
+
+    def to_codes(self, tokens: Int64[Tensor, "b t h w"]) -> Float[Tensor, "b c t h w"]:
+        """Return the codes that tokens stand for.
+
+        Raises:
+            ValueError: a token is not in the vocabulary.
+        """
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
+            raise ValueError(
+                f"tokens are {int(tokens.min())} to {int(tokens.max())}; "
+                f"this tokenizer has 0 to {self.vocab_size - 1}"
+            )
+        return self.fsq.to_codes(tokens.long())
+
+
+def build(config: TokenizerConfig) -> ContinuousTokenizer | DiscreteTokenizer:
+    """Make the tokenizer that a config describes, with random weights."""
+    if config.kind == "discrete":
+        return DiscreteTokenizer(config)
+    return ContinuousTokenizer(config)
+
+
+def check_video(video: Tensor) -> None:
+    """Raise ``ValueError`` for what is not a non-empty float video ``b 3 t h w``."""
+    if video.ndim != 5 or video.shape[1] != 3 or not video.is_floating_point():
+        kind = f"{str(video.dtype).removeprefix('torch.')} {tuple(video.shape)}"
+        raise ValueError(f"a video is float (b, 3, t, h, w) in [-1, 1], got {kind}")
+    if not video.numel():
+        raise ValueError(f"the video is empty: {tuple(video.shape)}")
+
+
+def check_fits(video: Tensor, compression: tuple[int, int, int]) -> None:
+    """Raise ``ValueError`` with the nearest sizes when a video does not fit the compression."""
+    _, _, t, h, w = video.shape
+    time, high, wide = compression
+    frames = 1 + time * round((t - 1) / time)
+    rows, columns = max(high, round(h / high) * high), max(wide, round(w / wide) * wide)
+    if (frames, rows, columns) != (t, h, w):
+        raise ValueError(
+            f"video is {t} frames of {h}x{w}; compression {time}x{high}x{wide} needs "
+            f"1 + {time}k frames and sides in multiples of {high}: the nearest is {frames} frames "
+            f"of {rows}x{columns} (reconstruct() pads and crops by itself)"
+        )
+
+
+def check_latent(latent: Tensor, ndim: int, channels: int | None) -> None:
+    """Raise ``ValueError`` for what this tokenizer's encoder cannot have made."""
+    wrong_type = latent.is_floating_point() != (ndim == 5)
+    if latent.ndim != ndim or wrong_type or (channels and latent.shape[1] != channels):
+        wanted = f"float latents (b, {channels}, t, h, w)" if channels else "tokens (b, t, h, w)"
+        kind = f"{str(latent.dtype).removeprefix('torch.')} {tuple(latent.shape)}"
+        raise ValueError(f"decode takes {wanted}, got {kind}")
+    if not latent.numel():
+        raise ValueError(f"nothing to decode: {tuple(latent.shape)}")
+
+
+def pad_to_fit(
+    video: Float[Tensor, "b 3 t h w"], compression: tuple[int, int, int]
+) -> Float[Tensor, "b 3 t2 h2 w2"]:
+    """Repeat the last frame, row and column until the sizes fit."""
+    _, _, t, h, w = video.shape
+    time, high, wide = compression
+    return F.pad(video, (0, -w % wide, 0, -h % high, 0, (1 - t) % time), mode="replicate")
+
+
+def _drop_unused_resamplers(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Forget convolutions that some published files carry and no network runs."""
+    known = module.state_dict()
+    unused = re.compile(re.escape(prefix) + r"(en|de)coder\.levels\.\d+\.resample\.")
+    for name in [n for n in state if unused.match(n) and n.removeprefix(prefix) not in known]:
+        del state[name]

@@ -1,0 +1,111 @@
+"""Exact streaming: a video in chunks gives the latents of the whole, to float32 rounding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .memory import Memory
+
+if TYPE_CHECKING:
+    from .model import ContinuousTokenizer, DiscreteTokenizer
+
+
+class StreamingEncoder:
+    """Takes frames as they come, gives latents (or tokens) as soon as they are known.
+
+    The first frame makes a latent frame alone, every further ``compression[0]`` frames one
+    more. Memory is a few frames per layer, plus the past of the temporal attention, one
+    vector per latent cell.
+    """
+
+    def __init__(self, tokenizer: ContinuousTokenizer | DiscreteTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._memory: Memory = {}
+        self._waiting: Tensor | None = None
+        self._done = 0
+        self._closed = False
+
+    @torch.no_grad()
+    def push(self, video: Tensor) -> Tensor:
+        """Give ``b 3 t h w`` of any t; get ``b c n h w`` (tokens: ``b n h w``), n >= 0."""
+        if self._closed:
+            raise ValueError("this stream was flushed; a new video needs a new streaming_encoder()")
+        check_chunk(self._tokenizer, video)
+        if self._waiting is not None:
+            video = torch.cat((self._waiting, video), 2)
+        time = self._tokenizer.compression[0]
+        first = 0 if self._done else min(1, video.shape[2])
+        ready = first + (video.shape[2] - first) // time * time
+        self._waiting = video[:, :, ready:].clone()
+        return self._encode(video[:, :, :ready])
+
+    def flush(self) -> Tensor:
+        """End the video: its last frame is repeated until the frames fill a latent frame."""
+        if self._closed or self._waiting is None:
+            raise ValueError("nothing to flush: no frame was pushed since the start")
+        rest = self._waiting
+        if rest.shape[2]:
+            missing = -rest.shape[2] % self._tokenizer.compression[0]
+            latent = self.push(rest[:, :, -1:].expand(-1, -1, missing, -1, -1))
+        else:
+            latent = self._encode(rest)
+        self._closed = True
+        return latent
+
+    @torch.no_grad()
+    def _encode(self, video: Tensor) -> Tensor:
+        """Encode whole groups of frames; none give an empty latent."""
+        tokenizer, (_, high, wide) = self._tokenizer, self._tokenizer.compression
+        b, _, t, h, w = video.shape
+        if t:
+            codes = tokenizer.encode_codes(video, self._memory)
+        else:
+            size = (b, tokenizer.latent_channels, 0, h // high, w // wide)
+            codes = video.new_empty(size)
+        start, self._done = self._done, self._done + codes.shape[2]
+        if tokenizer.config.kind == "discrete":
+            return tokenizer.fsq.to_tokens(codes)
+        return tokenizer.normalize(codes, start).to(video.dtype)
+
+
+class StreamingDecoder:
+    """Takes latents (or tokens) as they come, gives their frames at once."""
+
+    def __init__(self, tokenizer: ContinuousTokenizer | DiscreteTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._memory: Memory = {}
+        self._done = 0
+
+    @torch.no_grad()
+    def push(self, latent: Tensor) -> Tensor:
+        """Give ``b c n h w`` (tokens: ``b n h w``), n >= 0; get ``b 3 t h w``."""
+        tokenizer = self._tokenizer
+        discrete = tokenizer.config.kind == "discrete"
+        if latent.ndim != (4 if discrete else 5):
+            wanted = "tokens (b, n, h, w)" if discrete else "latents (b, c, n, h, w)"
+            raise ValueError(f"push takes {wanted}, got {tuple(latent.shape)}")
+        codes = tokenizer.to_codes(latent) if discrete else tokenizer.denormalize(latent, self._done)
+        b, _, n, h, w = codes.shape
+        _, high, wide = tokenizer.compression
+        if not n:
+            return codes.new_empty(b, 3, 0, h * high, w * wide)
+        self._done += n
+        return tokenizer.decode_codes(codes, self._memory).to(codes.dtype)
+
+    def flush(self) -> None:
+        """Forget the video; the next push starts a new one."""
+        self._memory.clear()
+        self._done = 0
+
+
+def check_chunk(tokenizer: ContinuousTokenizer | DiscreteTokenizer, video: Tensor) -> None:
+    """Raise ``ValueError`` unless the chunk is float ``b 3 t h w`` whose sides fit."""
+    _, high, wide = tokenizer.compression
+    if video.ndim != 5 or video.shape[1] != 3 or not video.is_floating_point():
+        raise ValueError(f"a chunk is float (b, 3, t, h, w) in [-1, 1], got {tuple(video.shape)}")
+    if video.shape[3] % high or video.shape[4] % wide or not video[:, :, 0:1].shape[3]:
+        h, w = video.shape[3:]
+        raise ValueError(f"chunk is {h}x{w}; its sides must be multiples of {high} and {wide}")
