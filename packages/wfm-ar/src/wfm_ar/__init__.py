@@ -1,0 +1,57 @@
+"""Autoregressive world models: discrete video tokens in, the tokens that follow out."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import convert
+    from .config import PRESETS, ArConfig, Yarn
+    from .decoding import Sampler, decode, decode_plainly, generate
+    from .model import ArTransformer
+    from .pretrained import convert_folder, load, save
+    from .training import TrainConfig, next_token_loss, train
+    from .world import WorldModel, load_world, pico_ar
+
+_HOMES = {
+    "config": ("PRESETS", "ArConfig", "Yarn"),
+    "decoding": ("Sampler", "decode", "decode_plainly", "generate"),
+    "model": ("ArTransformer",),
+    "pretrained": ("convert_folder", "load", "save"),
+    "training": ("TrainConfig", "next_token_loss", "train"),
+    "world": ("WorldModel", "load_world", "pico_ar"),
+}
+
+__all__ = [
+    "PRESETS",
+    "ArConfig",
+    "ArTransformer",
+    "Sampler",
+    "TrainConfig",
+    "WorldModel",
+    "Yarn",
+    "convert",
+    "convert_folder",
+    "decode",
+    "decode_plainly",
+    "generate",
+    "load",
+    "load_world",
+    "next_token_loss",
+    "pico_ar",
+    "save",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, so that the command line starts without torch."""
+    if name == "convert":
+        return import_module(".convert", __name__)
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f".{home}", __name__), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,170 @@
+"""The parts of a layer: norms, attention over a growing cache, cross-attention, SwiGLU."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+from .config import ArConfig
+
+Rotation = tuple[Tensor, Tensor]
+KeyValue = tuple[Tensor, Tensor]
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square in float32, round to the input's dtype, then weigh."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        wide = x.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (wide * scale).type_as(x) * self.weight
+
+
+class LayerCache:
+    """Keys and values of one layer, room for all tokens made beforehand."""
+
+    def __init__(self, keys: Float[Tensor, "b g n d"], values: Float[Tensor, "b g n d"]) -> None:
+        self.keys, self.values, self.used = keys, values, 0
+
+    def append(self, k: Float[Tensor, "b g n d"], v: Float[Tensor, "b g n d"]) -> KeyValue:
+        """Store the new rows; return all rows in use, never the empty room behind them."""
+        end = self.used + k.shape[2]
+        self.keys[:, :, self.used : end] = k
+        self.values[:, :, self.used : end] = v
+        self.used = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class SelfAttention(nn.Module):
+    """Causal attention in which a few key-value heads serve groups of query heads."""
+
+    def __init__(self, config: ArConfig) -> None:
+        super().__init__()
+        heads, groups, dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.head_dim = dim
+        self.widths = [heads * dim, groups * dim, groups * dim]
+        self.interleaved = config.rope == "1d-interleaved"
+        self.qkv = nn.Linear(config.dim, sum(self.widths), bias=False)
+        self.out = nn.Linear(heads * dim, config.dim, bias=False)
+        self.q_norm = RMSNorm(dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(dim, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self, x: Float[Tensor, "b n c"], rotation: Rotation, cache: LayerCache | None = None
+    ) -> Float[Tensor, "b n c"]:
+        q, k, v = (
+            rearrange(part, "b n (h d) -> b h n d", d=self.head_dim)
+            for part in self.qkv(x).split(self.widths, -1)
+        )
+        q = rotate(self.q_norm(q), rotation, interleaved=self.interleaved)
+        k = rotate(self.k_norm(k), rotation, interleaved=self.interleaved)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        return self.out(rearrange(attend(q, k, v, causal=True), "b h n d -> b n (h d)"))
+
+
+class CrossAttention(nn.Module):
+    """Attention to the slots of a context; keys and values are projected once per prompt."""
+
+    def __init__(self, config: ArConfig) -> None:
+        super().__init__()
+        heads, groups, dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.head_dim = dim
+        self.q = nn.Linear(config.dim, heads * dim, bias=False)
+        self.k = nn.Linear(config.context_dim, groups * dim, bias=False)
+        self.v = nn.Linear(config.context_dim, groups * dim, bias=False)
+        self.out = nn.Linear(heads * dim, config.dim, bias=False)
+        self.q_norm = RMSNorm(dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(dim, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def project(self, context: Float[Tensor, "b m e"]) -> KeyValue:
+        """Return the keys and values of a context. A zero row has key 0 and value 0."""
+        k = rearrange(self.k(context), "b m (g d) -> b g m d", d=self.head_dim)
+        v = rearrange(self.v(context), "b m (g d) -> b g m d", d=self.head_dim)
+        return self.k_norm(k), v
+
+    def forward(self, x: Float[Tensor, "b n c"], context: KeyValue) -> Float[Tensor, "b n c"]:
+        q = self.q_norm(rearrange(self.q(x), "b n (h d) -> b h n d", d=self.head_dim))
+        return self.out(rearrange(attend(q, *context, causal=False), "b h n d -> b n (h d)"))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: half of the hidden channels gate the other half."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One layer: self-attention, cross-attention where the config has it, feed-forward."""
+
+    def __init__(self, config: ArConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = SelfAttention(config)
+        cross = config.has_cross_attention(layer)
+        self.cross_norm = RMSNorm(config.dim, config.norm_eps) if cross else None
+        self.cross = CrossAttention(config) if cross else None
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn = FeedForward(config.dim, config.ffn_dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n c"],
+        rotation: Rotation,
+        context: KeyValue | None = None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "b n c"]:
+        x = x + self.attention(self.attention_norm(x), rotation, cache)
+        if self.cross is not None and self.cross_norm is not None and context is not None:
+            x = x + self.cross(self.cross_norm(x), context)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+def rotate(
+    x: Float[Tensor, "b h n d"], rotation: Rotation, *, interleaved: bool
+) -> Float[Tensor, "b h n d"]:
+    """Turn pairs of channels by the angles of their position."""
+    cos, sin = rotation
+    if interleaved:
+        a, b = x[..., 0::2], x[..., 1::2]
+        return x * cos + rearrange(torch.stack((-b, a), -1), "... d two -> ... (d two)") * sin
+    a, b = x.chunk(2, -1)
+    return x * cos + torch.cat((-b, a), -1) * sin
+
+
+def attend(
+    q: Float[Tensor, "b h n d"],
+    k: Float[Tensor, "b g m d"],
+    v: Float[Tensor, "b g m d"],
+    *,
+    causal: bool,
+) -> Float[Tensor, "b h n d"]:
+    """Softmax attention in which key head ``j`` serves the ``j``-th group of query heads.
+
+    ``causal``: the n queries are the last n of the m positions. Where no mask is needed, the
+    heads of a group become further queries, so that keys and values are never repeated.
+    """
+    heads, n = q.shape[1:3]
+    groups, m = k.shape[1:3]
+    if n == 1 or not causal:
+        folded = rearrange(q, "b (g r) n d -> b g (r n) d", g=groups)
+        out = scaled_dot_product_attention(folded, k, v)
+        return rearrange(out, "b g (r n) d -> b (g r) n d", n=n)
+    grouped = heads != groups
+    if n == m:
+        return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)

@@ -1,0 +1,129 @@
+import json
+
+import pytest
+import torch
+from fakes import GreyCodec, LengthEncoder, clip_folder, run_settings
+
+import wfm_ar as wa
+from wfm_ar.checkpoint import read_weights
+from wfm_ar.clips import every, find_clips, fit
+from wfm_ar.tokens import Windows, tokenize
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return clip_folder(tmp_path_factory.mktemp("clips"))
+
+
+def run(out, clips, **changes):
+    stop_after = changes.pop("stop_after", None)
+    config = wa.TrainConfig.model_validate(run_settings(out, clips, **changes))
+    encoder = LengthEncoder() if config.text_encoder else None
+    return wa.train(config, text_encoder=encoder, stop_after=stop_after)
+
+
+def test_loss_and_gradients_are_those_of_the_original(golden):
+    about, tensors = golden("training_loss_fp32")
+    config = wa.convert.config_from_nvidia(about["config"])
+    lm = wa.ArTransformer(config)
+    weights = {k[8:]: v for k, v in tensors.items() if k.startswith("weights.")}
+    lm.load_state_dict(wa.convert.from_nvidia(weights))
+    tokens = tensors["input_ids"]
+    scores = lm(tokens[:, :-1])
+    torch.testing.assert_close(scores, tensors["logits"], rtol=0, atol=1e-5)
+    ignore = about["config"]["ignore_first_num_tokens"]
+    loss = wa.next_token_loss(scores, tokens[:, 1:], ignore=ignore, z_loss=1e-4)
+    torch.testing.assert_close(loss.cross_entropy, tensors["ce"], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(loss.z, tensors["mean_log_z_sq"], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(loss.total, tensors["loss"], rtol=1e-6, atol=1e-6)
+    loss.total.backward()
+    grads = {k: w.grad for k, w in lm.named_parameters() if w.grad is not None}
+    found = wa.convert.to_nvidia(grads, config)
+    for key, expected in tensors.items():
+        if key.startswith("grad."):
+            torch.testing.assert_close(found[key[5:]], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_leaves_a_model_and_its_figures(tmp_path, clips):
+    folder = run(tmp_path / "run", clips, text_encoder="fakes:text_encoder")
+    lm = wa.load(folder)
+    assert (lm.vocab_size, lm.config.grid, lm.config.context_dim) == (40, (3, 2, 2), 8)
+    assert read_weights(folder / "model.safetensors")["head.weight"].dtype == torch.float16
+    world = json.loads((folder / "world.json").read_text())
+    assert world["codec_fingerprint"] == GreyCodec.fingerprint
+    assert (world["past_frames"], world["frames"], world["conditions"]) == (3, 2, ["text"])
+    assert "Autoregressive world model" in (folder / "README.md").read_text()
+    lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines if "loss" in x] == [3, 6, 9, 12]
+    assert [x["step"] for x in lines if "held_out_loss" in x] == [6, 12]
+
+
+@pytest.mark.parametrize("latents", ["video", "image"])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, clips, latents):
+    whole = run(tmp_path / "a", clips, latents=latents)
+    run(tmp_path / "b", clips, latents=latents, stop_after=7)
+    resumed = run(tmp_path / "b", clips, latents=latents)
+    a, b = (torch.load(x.parent / "state.pt", weights_only=True) for x in (whole, resumed))
+    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+    assert all(torch.equal(a["average"][k], b["average"][k]) for k in a["average"])
+    figures = [(x.parent / "metrics.jsonl").read_text().splitlines() for x in (whole, resumed)]
+    for one, other in zip(*figures, strict=True):
+        one, other = json.loads(one), json.loads(other)
+        one.pop("tokens_per_s", None), other.pop("tokens_per_s", None)
+        assert one == other
+
+
+def test_it_learns(tmp_path, clips):
+    run(tmp_path, clips, steps=80, lr=3e-3, log_every=80, eval_every=40)
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    held = [x["held_out_loss"] for x in lines if "held_out_loss" in x]
+    assert held[-1] < held[0] < 3.7  # log 40
+
+
+def test_tokens_are_made_once(tmp_path, clips, monkeypatch):
+    tokens = tmp_path / "tokens.safetensors"
+    run(tmp_path / "a", clips, steps=1, tokens=tokens)
+
+    def encode(self, video, /):
+        raise RuntimeError("encoded again")
+
+    monkeypatch.setattr(GreyCodec, "encode", encode)
+    run(tmp_path / "b", clips, steps=1, tokens=tokens, batch=2)
+    with pytest.raises(RuntimeError, match="encoded again"):
+        run(tmp_path / "c", clips, steps=1, tokens=tokens, stride=1)
+
+
+def test_windows_of_a_clip_are_encoded_apart(clips):
+    windows = Windows("video", 5, 2, 10.0, 8, 8)
+    found = tokenize(find_clips(str(clips)), GreyCodec(), windows)
+    assert found.tokens.shape == (12, 3, 2, 2)  # 4 clips of 9 frames: starts 0, 2, 4
+    assert found.clip.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    train, held = found.split(0.25)
+    assert (train.clip.unique().tolist(), held.clip.unique().tolist()) == ([0, 1, 2], [3])
+    alone = tokenize(find_clips(str(clips)), GreyCodec(), windows._replace(latents="image"))
+    assert alone.tokens.shape == (12, 5, 2, 2)
+    assert torch.equal(alone.tokens[:, 0], found.tokens[:, 0])
+
+
+def test_frames_are_picked_and_cut_to_size():
+    assert every(9, 30.0, 10.0).tolist() == [0, 3, 6]
+    assert every(4, 10.0, 30.0).tolist() == [0, 1, 2, 3]
+    video = fit(torch.full((2, 3, 20, 41), 255, dtype=torch.uint8), 8, 8)
+    assert video.shape == (2, 3, 8, 8)
+    assert torch.allclose(video, torch.ones(()))
+
+
+def test_mistakes_are_named(tmp_path, clips):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        run(tmp_path / "a", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="frames is 6; this codec takes 1 \\+ 2 k"):
+        run(tmp_path / "b", clips, frames=6)
+    with pytest.raises(ValueError, match="none of 4 clips has 99 frames"):
+        run(tmp_path / "c", clips, frames=99)
+    with pytest.raises(ValueError, match="preset 'huge'"):
+        run(tmp_path / "d", clips, preset="huge")
+    with pytest.raises(ValueError, match="model: depth: Extra inputs"):
+        run(tmp_path / "e", clips, model={"depth": 3})
+    run(tmp_path / "f", clips, steps=1)
+    with pytest.raises(ValueError, match="another run"):
+        run(tmp_path / "f", clips, steps=2)
