@@ -1,0 +1,235 @@
+"""Next-frame prediction from past frames and a robot's action (Cosmos 1.0, section 6.2).
+
+The network sees a few encoded frames and the action that follows, and predicts the one frame
+that comes next; a rollout feeds its prediction back. Every frame is encoded alone, as an
+image, so a frame is one latent frame and a step is one action.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from jaxtyping import Float, Int64
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from .checkpoint import replacing, write_weights
+from .clips import EncodedFrames, Part, cached_frames, encode_frames, open_clips
+from .encoder import fit_scaling
+from .evaluation import Evaluation, EvaluationConfig, evaluate_world
+from .fit import FitConfig, Log, fit, start_run
+from .interfaces import ClipDataset, NextTokenModel, TrainableDenoiser, WorldModel
+from .lora import LoraConfig, adapters, inject, merge
+from .objectives import ArBackend, DiffusionBackend, next_frame_loss
+from .references import resolve
+from .saved import Recipe, codec_fingerprint, load, load_codec, save
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["ActionConfig", "ArBackend", "DiffusionBackend", "evaluate", "train"]
+
+CHECKED_WINDOWS = 64
+Progress = Callable[[int, int], None]
+
+
+Backend = Annotated[DiffusionBackend | ArBackend, Field(discriminator="kind")]
+
+
+class ActionConfig(BaseModel):
+    """Fine-tune a base model to follow actions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clips: str = Field(description="folder of recordings, or module:callable=ARGUMENT")
+    held_out: str | int = Field(
+        32, description="clips that are not trained on: another reference, or so many of the last"
+    )
+    backend: Backend = DiffusionBackend()
+    past_frames: int = Field(2, gt=0, description="frames that a prediction looks at")
+    lora: LoraConfig | None = Field(None, description="None: the whole network is trained")
+    fit: FitConfig = FitConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def train(
+    config: ActionConfig,
+    run: str | Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    log: Log | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Fine-tune, save and evaluate; return the folder of the model, ``run/model``.
+
+    ``run`` gets ``config.json``, ``metrics.jsonl``, ``evaluation.json`` and the checkpoint to
+    resume from. A resumed run ends on the same bits as one that was never stopped.
+
+    Raises:
+        FileExistsError: ``run`` holds a run and ``resume`` was not asked for.
+        FileNotFoundError: no such clips.
+        ValueError: settings, clips or references that do not fit.
+    """
+    run = Path(run)
+    clips, held_out = _split(config)
+    codec = load_codec(config.backend.codec)
+    network: Any = resolve(config.backend.base, "")
+    start_run(run, config, resume=resume)
+    frames = _encoded(clips, "clips", config, codec, run, device)
+    checked = _encoded(held_out, "held_out", config, codec, run, device)
+    recipe = _recipe(config, network, codec, clips, frames)
+    targets = frames.targets()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.fit.seed)
+        encoder = recipe.make_encoder()
+        if config.lora:
+            inject(network, config.lora.targets, rank=config.lora.rank, alpha=config.lora.alpha)
+    fit_scaling(encoder, frames.action[targets])
+    model = nn.ModuleDict({"network": network, "encoder": encoder}).to(device).float()
+
+    def loss(generator: torch.Generator) -> Tensor:
+        picks = torch.randint(len(targets), (config.fit.batch,), generator=generator)
+        return _loss(model, frames, targets[picks], config, generator)
+
+    fit(
+        model, loss, config.fit, run,
+        check=lambda: check(model, checked, config), log=log, progress=progress,
+    )  # fmt: skip
+    if config.lora:
+        write_weights(run / "adapter.safetensors", adapters(network))
+        merge(network)
+    save(run / "model", recipe, network, encoder, card=_card(recipe, config, None))
+    result = evaluate(load(run / "model", device=device, codec=codec), held_out, config.evaluation)
+    save(run / "model", recipe, network, encoder, card=_card(recipe, config, result))
+    with replacing(run / "evaluation.json") as partial:
+        partial.write_text(result.to_json() + "\n")
+    logger.info("%s", result.summary())
+    return run / "model"
+
+
+def evaluate(
+    world: WorldModel, clips: ClipDataset | str, config: EvaluationConfig | None = None
+) -> Evaluation:
+    """Roll out held-out clips with their own and with others' actions; see ``Evaluation``."""
+    clips = open_clips(clips) if isinstance(clips, str) else clips
+    return evaluate_world(world, clips, config or EvaluationConfig())
+
+
+@torch.no_grad()
+def check(model: nn.ModuleDict, frames: EncodedFrames, config: ActionConfig) -> dict[str, float]:
+    """Return the loss on fixed held-out windows, with their own and with others' actions."""
+    targets = frames.targets()
+    spread = torch.linspace(0, len(targets) - 1, min(CHECKED_WINDOWS, len(targets)))
+    targets = targets[spread.long()]
+    losses = {}
+    actions = frames.action[targets]
+    for name, action in (
+        ("held_out_loss", actions),
+        ("held_out_loss_shuffled", actions.roll(len(targets) // 2, 0)),
+    ):
+        generator = torch.Generator().manual_seed(config.fit.seed)
+        losses[name] = _loss(model, frames, targets, config, generator, action=action).item()
+    return losses
+
+
+def _loss(
+    model: nn.ModuleDict,
+    frames: EncodedFrames,
+    targets: Int64[Tensor, " b"],
+    config: ActionConfig,
+    generator: torch.Generator,
+    *,
+    action: Float[Tensor, "b a"] | None = None,
+) -> Float[Tensor, ""]:
+    """Return the loss of predicting the target frames after their own or after other actions."""
+    window = frames.windows(targets, config.past_frames)
+    action = frames.action[targets] if action is None else action
+    return next_frame_loss(model, window, action, config.backend, generator)
+
+
+def _split(config: ActionConfig) -> tuple[ClipDataset, ClipDataset]:
+    """Open the clips to train on and those to check with."""
+    clips = open_clips(config.clips)
+    if isinstance(config.held_out, str):
+        return clips, open_clips(config.held_out)
+    cut = len(clips) - config.held_out
+    if config.held_out < 2 or cut < 1:
+        raise ValueError(
+            f"{config.clips}: {len(clips)} clips, of which {config.held_out} are to be held out; "
+            "hold out two or more and leave some to train on"
+        )
+    return Part(clips, range(cut)), Part(clips, range(cut, len(clips)))
+
+
+def _encoded(
+    clips: ClipDataset, part: str, config: ActionConfig, codec: Any, run: Path, device: str
+) -> EncodedFrames:
+    """Encode a part of the clips, or read it back from the run's folder."""
+    what = {
+        "clips": config.clips,
+        "held_out": config.held_out,
+        "count": len(clips),
+        "codec": codec_fingerprint(codec) or config.backend.codec,
+    }
+    logger.info("%d %s to encode", len(clips), part)
+    return cached_frames(
+        run / f"{part}.safetensors", what, lambda: encode_frames(clips, codec, device=device)
+    )
+
+
+def _recipe(
+    config: ActionConfig, network: Any, codec: Any, clips: ClipDataset, frames: EncodedFrames
+) -> Recipe:
+    """Say what the model will be, from the parts and the data at hand."""
+    backend = config.backend
+    clip = clips[0]
+    height, width = clip.read(0, 1).shape[2:]
+    if isinstance(backend, DiffusionBackend):
+        if not isinstance(network, TrainableDenoiser):
+            raise ValueError(f"{backend.base}: gives a {type(network).__name__}, not a denoiser")
+        encoder_width = network.width
+    else:
+        if not isinstance(network, NextTokenModel):
+            raise ValueError(f"{backend.base}: gives a {type(network).__name__}, no token model")
+        encoder_width = backend.context_width or network.config.context_dim
+    return Recipe(
+        backend=backend.kind,
+        network=backend.base.partition("=")[0],
+        world=backend.world,
+        codec=backend.codec,
+        codec_fingerprint=codec_fingerprint(codec),
+        past_frames=config.past_frames,
+        height=height,
+        width=width,
+        fps=clip.fps,
+        action_dim=frames.action.shape[1],
+        encoder_width=encoder_width,
+        options=backend.options,
+    )
+
+
+def _card(recipe: Recipe, config: ActionConfig, result: Evaluation | None) -> str:
+    """Write the model card."""
+    lines = [
+        "---\nlicense: apache-2.0\nlibrary_name: wfm-posttrain\ntags: [world-model, robotics]\n---",
+        f"# Action-conditioned world model ({recipe.backend})",
+        f"Predicts the next {recipe.height}x{recipe.width} frame ({recipe.fps:g} Hz) from "
+        f"{recipe.past_frames} past frames and an action of {recipe.action_dim} numbers. "
+        f"Fine-tuned from `{config.backend.base}` for {config.fit.steps} steps of "
+        f"{config.fit.batch} windows, seed {config.fit.seed}; codec `{recipe.codec}` "
+        f"({recipe.codec_fingerprint or 'no fingerprint'}).",
+        "```python\nimport wfm_posttrain\nworld = wfm_posttrain.load(FOLDER)\n"
+        'future = world.rollout(past, frames=8, controls={"action": actions})\n```',
+    ]
+    if result:
+        lines.append(
+            f"On {result.clips} held-out clips, rolled out frame by frame:\n\n{result.table()}"
+        )
+    lines.append(
+        "`shuffled actions`: the same clips with another clip's actions. A gap of 0 would mean "
+        "that the model ignores its actions. Small model, one simulated scene: contacts are "
+        "blurred, and objects may fade in long rollouts."
+    )
+    return "\n\n".join(lines) + "\n"

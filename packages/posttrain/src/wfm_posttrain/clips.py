@@ -1,0 +1,213 @@
+"""Recordings with actions, and their frames encoded once for training."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int64, Shaped, UInt8
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .checkpoint import read_weights, write_weights
+from .interfaces import ClipDataset, DiscreteCodec, LabelledClip, LatentCodec
+from .references import resolve
+from .video import read_video
+
+Codec = LatentCodec | DiscreteCodec
+
+
+@dataclass(frozen=True)
+class RecordedClip:
+    """One recording of a folder: ``STEM.mp4``, ``STEM.json`` and ``STEM.safetensors``."""
+
+    stem: Path
+    fps: float
+    caption: str
+    attributes: Mapping[str, object]
+    frames: UInt8[Tensor, "t 3 h w"]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def read(self, start: int, stop: int, /) -> UInt8[Tensor, "t 3 h w"]:
+        return self.frames[start:stop]
+
+    def labels(self) -> Mapping[str, Tensor]:
+        return read_weights(self.stem.with_suffix(".safetensors"))
+
+
+class ClipFolder:
+    """The recordings of a folder, such as ``wfm-posttrain simulate`` writes, by name.
+
+    Raises:
+        FileNotFoundError: no such folder, or no recording in it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder of recordings")
+        self.stems = sorted(
+            p.with_suffix("")
+            for p in folder.rglob("*.json")
+            if p.with_suffix(".mp4").is_file() and p.with_suffix(".safetensors").is_file()
+        )
+        if not self.stems:
+            raise FileNotFoundError(
+                f"{folder}: no recording here (STEM.mp4, STEM.json and STEM.safetensors)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __getitem__(self, index: int, /) -> RecordedClip:
+        stem = self.stems[index]
+        try:
+            about = json.loads(stem.with_suffix(".json").read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+            raise ValueError(f"{stem}.json: not JSON ({e})") from e
+        frames, rate = read_video(stem.with_suffix(".mp4"))
+        caption, fps = str(about.pop("caption", "")), float(about.pop("fps", rate))
+        return RecordedClip(stem, fps, caption, about, frames)
+
+
+class Part:
+    """Some of a dataset's clips."""
+
+    def __init__(self, clips: ClipDataset, numbers: range) -> None:
+        self.clips, self.numbers = clips, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int, /) -> LabelledClip:
+        return self.clips[self.numbers[index]]
+
+
+def open_clips(reference: str) -> ClipDataset:
+    """Open a folder of recordings, or what a ``module:callable=ARGUMENT`` reference makes.
+
+    Raises:
+        FileNotFoundError: no such folder, or nothing in it.
+        ValueError: the reference cannot be resolved or is no ClipDataset.
+    """
+    if Path(reference).expanduser().is_dir() or ":" not in reference:
+        return ClipFolder(reference)
+    found = resolve(reference, "wfm.clips")
+    if not isinstance(found, ClipDataset):
+        raise ValueError(f"{reference}: gives a {type(found).__name__}, not a ClipDataset")
+    return found
+
+
+def actions_of(clip: LabelledClip, what: str) -> Float[Tensor, "s a"]:
+    """Return the actions between the frames of a clip.
+
+    Raises:
+        ValueError: there are none, or not one between every two frames.
+    """
+    labels = clip.labels()
+    if "action" not in labels:
+        raise ValueError(f"{what}: has no 'action' array (it has: {', '.join(sorted(labels))})")
+    action = labels["action"].float()
+    if action.ndim != 2 or len(action) != len(clip) - 1:
+        raise ValueError(
+            f"{what}: {tuple(action.shape)} actions for {len(clip)} frames; "
+            f"need {len(clip) - 1} rows, one between every two frames"
+        )
+    if not action.isfinite().all():
+        raise ValueError(f"{what}: its actions are not all finite numbers")
+    return action
+
+
+@dataclass(frozen=True)
+class EncodedFrames:
+    """The frames of all clips in one row, each encoded alone.
+
+    ``codes`` are latents (float16) or tokens. ``action[i]`` led to frame i, and is zero for
+    the first frame of a clip; ``first[i]`` is the number of that frame's clip's first frame.
+    """
+
+    codes: Shaped[Tensor, "n ..."]
+    action: Float[Tensor, "n a"]
+    first: Int64[Tensor, " n"]
+
+    def targets(self) -> Int64[Tensor, " m"]:
+        """Return the numbers of the frames that have a frame before them."""
+        return (self.first != torch.arange(len(self.first))).nonzero()[:, 0]
+
+    def windows(self, targets: Int64[Tensor, " b"], past: int) -> Shaped[Tensor, "b t ..."]:
+        """Return ``past`` frames and the target each; before a clip's start, its first frame."""
+        numbers = targets[:, None] - torch.arange(past, -1, -1)
+        return self.codes[torch.maximum(numbers, self.first[targets][:, None])]
+
+
+@torch.no_grad()
+def encode_frames(
+    clips: ClipDataset,
+    codec: Codec,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    batch: int = 64,
+    device: str = "cpu",
+) -> EncodedFrames:
+    """Encode every frame of every clip as an image.
+
+    Raises:
+        ValueError: a clip without actions, or of another size than the first.
+    """
+    codes: list[Tensor] = []
+    actions: list[Tensor] = []
+    first: list[Tensor] = []
+    count, size = 0, None
+    for i in range(len(clips)):
+        clip = clips[i]
+        what = f"clip {i} ({getattr(clip, 'stem', clip.caption)})"
+        action = actions_of(clip, what)
+        frames = clip.read(0, len(clip))
+        size = size or frames.shape[2:]
+        if frames.shape[2:] != size:
+            raise ValueError(
+                f"{what}: frames are {frames.shape[2]}x{frames.shape[3]}, "
+                f"those before are {size[0]}x{size[1]}"
+            )
+        for part in frames.split(batch):
+            video = rearrange(part, "b c h w -> b c 1 h w").to(device) / 127.5 - 1
+            codes.append(_one_frame(codec.encode(video)).cpu())
+        actions.append(torch.cat([torch.zeros_like(action[:1]), action]))
+        first.append(torch.full((len(frames),), count))
+        count += len(frames)
+        if progress:
+            progress(i + 1, len(clips))
+    return EncodedFrames(torch.cat(codes), torch.cat(actions), torch.cat(first))
+
+
+def cached_frames(
+    path: Path, what: Mapping[str, object], encode: Callable[[], EncodedFrames]
+) -> EncodedFrames:
+    """Read the encoded frames from ``path``, or make and keep them there.
+
+    They are made anew when ``what`` (which clips, which codec) is not what the file says.
+    """
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    if path.is_file():
+        try:
+            with safe_open(path, framework="pt") as file:
+                fresh = (file.metadata() or {}).get("key") == key
+        except SafetensorError:
+            fresh = False
+        if fresh:
+            return EncodedFrames(**read_weights(path))
+    frames = encode()
+    write_weights(path, vars(frames), metadata={"key": key})
+    return frames
+
+
+def _one_frame(codes: Tensor) -> Tensor:
+    """Drop the time axis of encoded images; keep latents in half precision."""
+    if codes.is_floating_point():
+        return rearrange(codes, "b c 1 h w -> b c h w").half()
+    return rearrange(codes, "b 1 h w -> b h w")

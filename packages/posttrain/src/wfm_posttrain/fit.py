@@ -1,0 +1,221 @@
+"""A training loop: seeded, resumable to the bit, and quiet about what it trains."""
+
+import json
+import logging
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from .checkpoint import replacing
+
+logger = logging.getLogger(__name__)
+
+STATE, METRICS, SETTINGS = "state.pt", "metrics.jsonl", "config.json"
+
+Log = Callable[[int, Mapping[str, object]], None]
+
+
+class FitConfig(BaseModel):
+    """How long, how fast, and what is kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(2000, gt=0, description="optimiser steps")
+    batch: int = Field(16, gt=0, description="windows per step")
+    lr: float = Field(4e-4, gt=0, description="peak learning rate of AdamW")
+    warmup: int = Field(50, ge=0, description="steps of linear warm-up")
+    final_lr: float = Field(0.05, ge=0, le=1, description="share of lr left after the cosine")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    ema: float = Field(0.995, ge=0, lt=1, description="decay of the averaged weights")
+    checkpoint_every: int = Field(500, gt=0, description="steps between checkpoints")
+    log_every: int = Field(20, gt=0, description="steps between lines of metrics.jsonl")
+    check_every: int = Field(200, gt=0, description="steps between looks at held-out clips")
+    seed: int = 0
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Give each step its own randomness: a resumed run needs no generator state."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def fit(
+    module: nn.Module,
+    loss: Callable[[torch.Generator], Tensor],
+    config: FitConfig,
+    run: Path,
+    *,
+    check: Callable[[], Mapping[str, float]] | None = None,
+    log: Log | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Train ``module`` in place, from the run's checkpoint if it has one; end on averaged weights.
+
+    ``loss`` draws a batch with the generator of the step; what ``check`` finds goes into the
+    metrics. Writes ``metrics.jsonl`` and ``state.pt`` into ``run``.
+
+    Raises:
+        FloatingPointError: the loss is no longer a number.
+    """
+    optimizer = torch.optim.AdamW(_groups(module, config), lr=config.lr, betas=config.betas)
+    average = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    done = _restore(run, module, optimizer, average)
+    _trim(run / METRICS, done)
+    meter = _Meter(config)
+    module.train()
+    for step in range(done + 1, config.steps + 1):
+        lr = config.lr * _schedule(step, config)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        value = loss(step_generator(config.seed, step))
+        optimizer.zero_grad()
+        value.backward()
+        norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+        optimizer.step()
+        _update(average, module, min(config.ema, step / (step + 9)))
+        meter.note(step, value.item())
+        last = step == config.steps
+        look = check is not None and (last or step % config.check_every == 0)
+        if look or last or step % config.log_every == 0:
+            line = {"step": step, **meter.read(), "lr": lr, "grad_norm": float(norm)}
+            line |= check() if check and look else {}
+            write_line(run, line)
+            if log:
+                log(step, line)
+        if last or step % config.checkpoint_every == 0:
+            _save(run, step, module, optimizer, average)
+        if progress:
+            progress(step, config.steps)
+    module.load_state_dict(average)
+    module.eval()
+
+
+class _Meter:
+    """Mean loss and speed since the last reading."""
+
+    def __init__(self, config: FitConfig) -> None:
+        self.batch = config.batch
+        self._restart()
+
+    def note(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at step {step}; lower lr")
+        self.losses.append(loss)
+
+    def read(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self.since
+        mean, rate = sum(self.losses) / len(self.losses), len(self.losses) * self.batch / seconds
+        self._restart()
+        return {"loss": mean, "windows_per_s": rate}
+
+    def _restart(self) -> None:
+        self.losses: list[float] = []
+        self.since = time.perf_counter()
+
+
+def write_line(run: Path, line: Mapping[str, object]) -> None:
+    """Append one JSON object to the run's metrics."""
+    with (run / METRICS).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def start_run(run: Path, settings: BaseModel, *, resume: bool) -> None:
+    """Make the run's folder and note its settings, or check that they are still the same.
+
+    Raises:
+        FileExistsError: the folder holds a run already and ``resume`` was not asked for.
+        ValueError: it was, but the settings differ, or there is nothing to resume.
+    """
+    noted, text = run / SETTINGS, settings.model_dump_json(indent=2) + "\n"
+    if resume:
+        if not noted.is_file():
+            raise ValueError(f"{run}: no run to resume here")
+        if noted.read_text() != text:
+            changed = sorted(_differences(json.loads(noted.read_text()), json.loads(text)))
+            raise ValueError(f"{run}: was started with other settings ({', '.join(changed)})")
+        return
+    if noted.exists():
+        raise FileExistsError(f"{run}: holds a run already; resume it, or choose another folder")
+    run.mkdir(parents=True, exist_ok=True)
+    with replacing(noted) as partial:
+        partial.write_text(text)
+
+
+def _differences(a: Mapping, b: Mapping, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of settings that are not the same."""
+    for key in a.keys() | b.keys():
+        here, there = a.get(key), b.get(key)
+        if isinstance(here, dict) and isinstance(there, dict):
+            yield from _differences(here, there, f"{prefix}{key}.")
+        elif here != there:
+            yield f"{prefix}{key}"
+
+
+def _groups(module: nn.Module, config: FitConfig) -> list[dict[str, object]]:
+    """Decay matrices only."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _schedule(step: int, config: FitConfig) -> float:
+    """Linear warm-up, then a cosine down to ``final_lr``."""
+    if step <= config.warmup:
+        return step / max(config.warmup, 1)
+    gone = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.final_lr + (1 - config.final_lr) * (1 + math.cos(math.pi * gone)) / 2
+
+
+@torch.no_grad()
+def _update(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
+    for name, value in module.state_dict().items():
+        if value.is_floating_point():
+            average[name].lerp_(value, 1 - decay)
+        else:
+            average[name].copy_(value)
+
+
+def _save(
+    run: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, average: dict
+) -> None:
+    state = {
+        "step": step,
+        "module": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": average,
+    }
+    with replacing(run / STATE) as partial:
+        torch.save(state, partial)
+
+
+def _restore(run: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: dict) -> int:
+    """Load the last checkpoint, if any; return the number of steps done."""
+    if not (run / STATE).is_file():
+        return 0
+    try:
+        state = torch.load(run / STATE, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
+        raise ValueError(f"{run / STATE}: damaged, cannot be resumed from ({e})") from e
+    module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
+    for name, value in state["average"].items():
+        average[name].copy_(value)
+    logger.info("resuming after step %d", state["step"])
+    return state["step"]
+
+
+def _trim(path: Path, step: int) -> None:
+    """Drop lines of steps that will be done again."""
+    if not path.is_file():
+        return
+    lines = [x for x in path.read_text().splitlines() if json.loads(x)["step"] <= step]
+    path.write_text("".join(f"{line}\n" for line in lines))

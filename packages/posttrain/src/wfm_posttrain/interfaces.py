@@ -1,0 +1,241 @@
+"""The contracts that this package consumes: copies of ``contracts/interfaces.py``.
+
+Videos inside the model are float RGB in [-1, 1], laid out ``b 3 t h w``. Frames from or for
+a file are uint8 RGB, laid out ``t 3 h w``. Letters: b batch, t frames, h height, w width,
+c latent channels, n tokens, v vocabulary, d embedding, p past frames, f future frames,
+s actions, a action dimensions. Nobody inherits from these classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class LatentCodec(Protocol):
+    """Video <-> continuous latents.
+
+    With ``ct, ch, cw = compression``, latents of ``tl, hl, wl`` stand for a video of
+    ``1 + ct * (tl - 1)`` frames of ``ch * hl`` by ``cw * wl`` pixels (``ct == 1``: an image
+    codec, frames one by one); a video of any other size is a ``ValueError``. The codec is
+    causal: latent frame ``i``, counted from 0, depends on video frames ``0`` to ``ct * i``
+    only. Latents have zero mean and unit variance per channel over the codec's training data.
+    """
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def compression(self) -> tuple[int, int, int]: ...
+
+    def encode(self, video: Float[Tensor, "b 3 t h w"], /) -> Float[Tensor, "b c tl hl wl"]: ...
+
+    def decode(self, latent: Float[Tensor, "b c tl hl wl"], /) -> Float[Tensor, "b 3 t h w"]: ...
+
+
+@runtime_checkable
+class DiscreteCodec(Protocol):
+    """Video <-> tokens ``0 <= token < vocab_size``; sizes and causality as in LatentCodec."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def compression(self) -> tuple[int, int, int]: ...
+
+    def encode(self, video: Float[Tensor, "b 3 t h w"], /) -> Int64[Tensor, "b tl hl wl"]: ...
+
+    def decode(self, tokens: Int64[Tensor, "b tl hl wl"], /) -> Float[Tensor, "b 3 t h w"]: ...
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """Says which weights it holds: equal fingerprints, equal outputs.
+
+    A world model records the fingerprint of the codec that it was trained with, and
+    refuses another. A codec that offers none is taken on trust.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Prompts -> embeddings and the mask of real tokens; rows are zero where it is False.
+
+    The number of slots ``n`` is fixed, and padding is attended by the networks.
+    """
+
+    @property
+    def dim(self) -> int: ...
+
+    def encode(
+        self, prompts: Sequence[str], /
+    ) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]: ...
+
+
+@runtime_checkable
+class ConditionEncoder(Protocol):
+    """What a user has -> the condition keys that a network knows.
+
+    Inputs in use: ``action`` (b s a), ``camera_pose`` (b t 4 4) with ``intrinsics``
+    (b t 3 3), ``trajectory`` (b t k), ``hint`` (b 3 t h w), ``view`` (b k).
+    """
+
+    def encode(self, inputs: Mapping[str, Tensor], /) -> Mapping[str, Tensor]: ...
+
+
+@runtime_checkable
+class TrainableDenoiser(Protocol):
+    """A Denoiser with the ports that post-training needs; it is an ``nn.Module`` too.
+
+    ``width`` is the d of ``adaln``; ``blocks`` are the residual blocks in order;
+    ``log_variance`` is the learned uncertainty of the loss at a noise level, or zeros;
+    ``extend_input(k)`` adds a zero-initialised projection of ``channels``, so that the
+    output stays bit-identical at first; ``control_branch(layers)`` is a trainable copy of
+    those blocks; ``features`` are the hidden states after those blocks.
+    """
+
+    @property
+    def sigma_data(self) -> float: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def blocks(self) -> nn.ModuleList: ...
+
+    def denoise(
+        self,
+        noisy: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, " b"],
+        condition: Mapping[str, Tensor],
+        /,
+    ) -> Float[Tensor, "b c t h w"]: ...
+
+    def log_variance(self, sigma: Float[Tensor, " b"], /) -> Float[Tensor, " b"]: ...
+
+    def extend_input(self, channels: int, /) -> None: ...
+
+    def control_branch(self, layers: Sequence[int], /) -> nn.Module: ...
+
+    def features(
+        self,
+        noisy: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, " b"],
+        condition: Mapping[str, Tensor],
+        layers: Sequence[int],
+        /,
+    ) -> list[Tensor]: ...
+
+
+@runtime_checkable
+class NextTokenModel(Protocol):
+    """Tokens so far -> unnormalised log-probabilities; row ``i`` scores token ``i + 1``.
+
+    ``condition`` may hold ``text`` (b m d), the context of cross-attention. ``grid`` is
+    the (t, h, w) of the token grid; None is the model's own.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    def logits(
+        self,
+        tokens: Int64[Tensor, "b n"],
+        condition: Mapping[str, Tensor],
+        /,
+        *,
+        grid: tuple[int, int, int] | None = None,
+    ) -> Float[Tensor, "b n v"]: ...
+
+
+@runtime_checkable
+class GridGenerator(Protocol):
+    """Continue token sequences by cached decoding; the answer holds the n new tokens only."""
+
+    def generate(
+        self,
+        tokens: Int64[Tensor, "b p"],
+        n: int,
+        condition: Mapping[str, Tensor],
+        /,
+        *,
+        grid: tuple[int, int, int] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Int64[Tensor, "b n"]: ...
+
+
+@runtime_checkable
+class LabelledClip(Protocol):
+    """A ClipReader with what else is known of the clip.
+
+    ``labels`` are arrays cut to the clip: a first axis of ``len`` rows belongs to the
+    frames, one of ``len - 1`` rows (``action``) to the steps between them. ``attributes``
+    are plain JSON values, such as ``scene``.
+    """
+
+    @property
+    def fps(self) -> float: ...
+
+    @property
+    def caption(self) -> str: ...
+
+    @property
+    def attributes(self) -> Mapping[str, object]: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int, /) -> UInt8[Tensor, "t 3 h w"]: ...
+
+    def labels(self) -> Mapping[str, Tensor]: ...
+
+
+@runtime_checkable
+class ClipDataset(Protocol):
+    """Random access to labelled clips, in an order that does not change."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> LabelledClip: ...
+
+
+@runtime_checkable
+class WorldModel(Protocol):
+    """Imagine what follows ``past``; the answer holds new frames only.
+
+    ``past`` has at least ``past_frames`` frames, oldest first. ``controls`` are inputs of the
+    model's ConditionEncoder; ``controls["action"]`` (b s a) is in the units of the data the
+    model was trained on, spread evenly over the new frames (``s`` is a multiple of
+    ``frames``). Same inputs and same generator state, same answer.
+    """
+
+    @property
+    def past_frames(self) -> int: ...
+
+    def rollout(
+        self,
+        past: Float[Tensor, "b 3 p h w"],
+        /,
+        *,
+        frames: int,
+        controls: Mapping[str, Tensor] | None = None,
+        prompts: Sequence[str] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b 3 f h w"]: ...
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Score imagined futures; higher is better, and a planner maximises it."""
+
+    def score(
+        self, future: Float[Tensor, "b 3 f h w"], actions: Float[Tensor, "b s a"] | None, /
+    ) -> Float[Tensor, " b"]: ...

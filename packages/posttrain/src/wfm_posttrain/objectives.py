@@ -1,0 +1,134 @@
+"""What fine-tuning minimises: the error of the next frame, given past ones and an action."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int64, Shaped
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from .interfaces import NextTokenModel, TrainableDenoiser
+
+
+class DiffusionBackend(BaseModel):
+    """Denoise the latents of the next frame; the action goes into the noise level's embedding."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["diffusion"] = "diffusion"
+    base: str = Field("wfm_diffusion:load=builtin:pico", description="module:callable=SOURCE")
+    world: str = Field("wfm_diffusion:WorldModel", description="module:callable")
+    codec: str = Field("pico-cv4x8x8", description="name or module:callable=SOURCE")
+    options: dict[str, float | int | str] = Field({}, description="further keywords of the world")
+    log_sigma_mean: float = Field(0.0, description="of the normal part of ln sigma")
+    log_sigma_std: float = Field(1.3, gt=0)
+    high_sigma_share: float = Field(
+        0.3, ge=0, le=1, description="of noise levels drawn log-uniform from 1 to 85"
+    )
+    past_sigma: float = Field(
+        0.1, ge=0, description="most noise on past frames: rollouts see their own mistakes"
+    )
+
+
+class ArBackend(BaseModel):
+    """Predict the tokens of the next frame; the action is the context of cross-attention."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["ar"] = "ar"
+    base: str = Field("wfm_ar:load=builtin:pico", description="module:callable=SOURCE")
+    world: str = Field("wfm_ar:WorldModel", description="module:callable")
+    codec: str = Field("pico-dv8x16x16", description="name or module:callable=SOURCE")
+    options: dict[str, float | int | str] = Field(
+        {"temperature": 0.0}, description="further keywords of the world; 0: the likeliest token"
+    )
+    context_width: int | None = Field(
+        None, gt=0, description="features of the context; None: the network's config.context_dim"
+    )
+    past_noise: float = Field(
+        0.05, ge=0, le=1, description="share of past tokens replaced by random ones"
+    )
+
+
+def next_frame_loss(
+    model: nn.ModuleDict,
+    window: Shaped[Tensor, "b t ..."],
+    action: Float[Tensor, "b a"],
+    backend: DiffusionBackend | ArBackend,
+    generator: torch.Generator,
+) -> Float[Tensor, ""]:
+    """Return the loss of the window's last frame, after those before it and the action."""
+    network: Any = model["network"]
+    encoder: Any = model["encoder"]
+    condition = encoder.encode({"action": rearrange(action, "b a -> b 1 a")})
+    match backend:
+        case DiffusionBackend():
+            return denoising_loss(network, window, condition, backend, generator)
+        case ArBackend():
+            return token_loss(network, window, condition, backend, generator)
+
+
+def denoising_loss(
+    network: TrainableDenoiser,
+    window: Float[Tensor, "b t c h w"],
+    condition: Mapping[str, Tensor],
+    backend: DiffusionBackend,
+    generator: torch.Generator,
+) -> Float[Tensor, ""]:
+    """EDM's weighted squared error of the last latent frame, those before it given."""
+    device = next(iter(condition.values())).device
+    clean = rearrange(window, "b t c h w -> b c t h w").float() * network.sigma_data
+    b = len(clean)
+    sigma = draw_sigma(b, backend, generator)
+    past_sigma = torch.rand(b, generator=generator) * backend.past_sigma * network.sigma_data
+    given = torch.ones_like(clean[:, :1])
+    given[:, :, -1] = 0
+    old, new = (rearrange(s, "b -> b 1 1 1 1") for s in (past_sigma, sigma))
+    level = torch.where(given > 0, old, new)
+    noisy = clean + level * torch.randn(clean.shape, generator=generator)
+    clean, noisy, sigma, given = (x.to(device) for x in (clean, noisy, sigma, given))
+    guess = network.denoise(noisy, sigma, {**condition, "given": given})
+    weight = (sigma**2 + network.sigma_data**2) / (sigma * network.sigma_data) ** 2
+    error = (guess[:, :, -1] - clean[:, :, -1]).float().square().mean(dim=(1, 2, 3))
+    return (weight * error).mean()
+
+
+def draw_sigma(
+    count: int, backend: DiffusionBackend, generator: torch.Generator
+) -> Float[Tensor, " b"]:
+    """Draw noise levels: log-normal, with a share of high ones, where the past decides all."""
+    normal = torch.randn(count, generator=generator)
+    low = (backend.log_sigma_mean + backend.log_sigma_std * normal).exp()
+    high = (math.log(85) * torch.rand(count, generator=generator)).exp()
+    is_high = torch.rand(count, generator=generator) < backend.high_sigma_share
+    return torch.where(is_high, high, low).clamp(0.002, 85)
+
+
+def token_loss(
+    network: NextTokenModel,
+    window: Int64[Tensor, "b t h w"],
+    condition: Mapping[str, Tensor],
+    backend: ArBackend,
+    generator: torch.Generator,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the last frame's tokens, some of those before it corrupted."""
+    device = next(iter(condition.values())).device
+    _, t, h, w = window.shape
+    clean = rearrange(window, "b t h w -> b (t h w)")
+    new = h * w
+    wrong = torch.randint(network.vocab_size, clean.shape, generator=generator)
+    broken = torch.rand(clean.shape, generator=generator) < backend.past_noise
+    broken[:, -new:] = False
+    tokens = torch.where(broken, wrong, clean)
+    begin = getattr(network, "bov_token", None)
+    if begin is not None:
+        tokens = F.pad(tokens, (1, 0), value=begin)
+    # A window that fits on the model's own grid takes its first frames, as rollouts do.
+    grid = None if tokens.shape[1] <= network.max_tokens else (t, h, w)
+    scores = network.logits(tokens.to(device), condition, grid=grid)[:, -new - 1 : -1]
+    target = clean[:, -new:].to(device)
+    return F.cross_entropy(rearrange(scores.float(), "b n v -> (b n) v"), target.flatten())

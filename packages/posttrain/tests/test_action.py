@@ -1,0 +1,238 @@
+import json
+
+import pytest
+import torch
+from fakes import NextFrameWorld, PatchCodec, SmallDenoiser, SmallTokenModel
+from torch import nn
+
+import wfm_posttrain
+import wfm_posttrain.interfaces
+from wfm_posttrain.action import (
+    ActionConfig,
+    ArBackend,
+    DiffusionBackend,
+    evaluate,
+    train,
+)
+from wfm_posttrain.clips import ClipFolder, cached_frames, encode_frames
+from wfm_posttrain.encoder import ActionEncoder, ActionTokens, fit_scaling
+from wfm_posttrain.evaluation import EvaluationConfig
+from wfm_posttrain.fit import FitConfig
+from wfm_posttrain.objectives import draw_sigma, next_frame_loss
+
+WORLD = "fakes:NextFrameWorld"
+DIFFUSION = DiffusionBackend(base="fakes:load_denoiser=new", world=WORLD, codec="fakes:PatchCodec")
+AR = ArBackend(base="fakes:load_token_model=new", world=WORLD, codec="fakes:TokenCodec", options={})
+
+
+def config_for(recordings, backend, **fit):
+    settings = {"steps": 20, "batch": 4, "warmup": 2, "checkpoint_every": 10, **fit}
+    return ActionConfig(
+        clips=str(recordings),
+        held_out=4,
+        backend=backend,
+        fit=FitConfig(**settings),
+        evaluation=EvaluationConfig(frames=3, clips=4),
+    )
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_an_untrained_encoder_leaves_the_network_as_it_was():
+    net, encoder = SmallDenoiser(), ActionEncoder(2, 12)
+    noisy, sigma = torch.randn(2, 4, 3, 4, 4, generator=seeded()), torch.ones(2)
+    given = {"given": torch.zeros(2, 1, 3, 4, 4)}
+    actions = encoder.encode({"action": torch.randn(2, 1, 2, generator=seeded())})
+    assert torch.equal(
+        net.denoise(noisy, sigma, given), net.denoise(noisy, sigma, {**given, **actions})
+    )
+
+
+def test_after_one_step_actions_act_through_both_paths():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"network": SmallDenoiser(), "encoder": ActionEncoder(2, 12)})
+    window = torch.randn(4, 3, 4, 4, 4, generator=seeded())
+    action = torch.randn(4, 2, generator=seeded())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    next_frame_loss(model, window, action, DIFFUSION, seeded()).backward()
+    optimizer.step()
+    for path in ("adaln", "adaln_shared"):
+        action = action.detach().clone().requires_grad_()
+        condition = model["encoder"].encode({"action": action[:, None]})
+        model.zero_grad()
+        other = {"adaln", "adaln_shared"} - {path}
+        condition = {k: v.detach() if k in other else v for k, v in condition.items()}
+        given = torch.ones(4, 1, 3, 4, 4)
+        given[:, :, -1] = 0
+        noisy = window.transpose(1, 2)
+        out = model["network"].denoise(noisy, torch.ones(4), {**condition, "given": given})
+        out[:, :, -1].square().sum().backward()
+        assert action.grad.abs().max() > 0
+
+
+def test_the_loss_looks_at_the_new_frame_only():
+    class Blind(SmallDenoiser):
+        def denoise(self, noisy, sigma, condition, /):
+            out = super().denoise(noisy, sigma, condition)
+            return torch.cat([out[:, :, :-1] + 100, out[:, :, -1:]], 2)
+
+    losses = []
+    for kind in (SmallDenoiser, Blind):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"network": kind(), "encoder": ActionEncoder(2, 12)})
+        window = torch.randn(4, 3, 4, 4, 4, generator=seeded())
+        losses.append(next_frame_loss(model, window, torch.zeros(4, 2), DIFFUSION, seeded()))
+    assert torch.equal(*losses)
+
+
+def test_the_tokens_loss_counts_the_last_frame_only():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"network": SmallTokenModel(), "encoder": ActionTokens(2, 8)})
+    window = torch.randint(16, (2, 3, 4, 4), generator=seeded())
+    clean = ArBackend(past_noise=0)
+    loss = next_frame_loss(model, window, torch.ones(2, 2), clean, seeded())
+    scores = model["network"].logits(
+        window.flatten(1), model["encoder"].encode({"action": torch.ones(2, 1, 2)}), grid=(3, 4, 4)
+    )
+    expected = nn.functional.cross_entropy(scores[:, 31:47].flatten(0, 1), window[:, 2].flatten())
+    torch.testing.assert_close(loss, expected)
+
+
+def test_an_action_becomes_as_many_context_slots_as_it_has_numbers():
+    encoder = ActionTokens(7, 16)
+    assert encoder.encode({"action": torch.zeros(3, 2, 7)})["text"].shape == (3, 14, 16)
+
+
+def test_scaling_leaves_a_constant_dimension_alone():
+    encoder = ActionEncoder(2, 4)
+    actions = torch.stack([torch.linspace(-3, 5, 50), torch.full((50,), 0.2)], 1)
+    fit_scaling(encoder, actions)
+    assert encoder.scale[1] == 1
+    scaled = (actions - encoder.mean) / encoder.scale
+    torch.testing.assert_close(scaled[:, 0].std(correction=0), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "words"),
+    [
+        ({}, ValueError, "needs controls"),
+        ({"action": torch.zeros(1, 1, 3)}, ValueError, "takes b s 2"),
+        ({"action": torch.zeros(1, 1, 2), "hint": torch.zeros(1)}, KeyError, "hint"),
+    ],
+)
+def test_the_encoder_refuses_what_it_does_not_know(inputs, error, words):
+    with pytest.raises(error, match=words):
+        ActionEncoder(2, 4).encode(inputs)
+
+
+def test_high_noise_levels_are_drawn_often_enough():
+    sigma = draw_sigma(4000, DiffusionBackend(high_sigma_share=0.3), seeded())
+    assert 0.1 < (sigma > 10).float().mean() < 0.25
+    assert sigma.max() <= 85
+
+
+@pytest.mark.parametrize("backend", [DIFFUSION, AR], ids=["diffusion", "ar"])
+def test_a_run_that_was_stopped_ends_on_the_same_bits(recordings, tmp_path, backend):
+    class Stop(Exception):
+        pass
+
+    def stop(step, _):
+        if step == 14:
+            raise Stop
+
+    config = config_for(recordings, backend)
+    whole = train(config, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(config, tmp_path / "stopped", progress=stop)
+    resumed = train(config, tmp_path / "stopped", resume=True)
+    for name in ("net/model.safetensors", "encoder.safetensors"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes()
+    steps = [[line["step"] for line in metrics(run.parent)] for run in (whole, resumed)]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("backend", [DIFFUSION, AR], ids=["diffusion", "ar"])
+def test_the_saved_folder_loads_as_a_world_model(recordings, tmp_path, backend):
+    folder = train(config_for(recordings, backend, steps=3), tmp_path / "run")
+    world = wfm_posttrain.load(folder)
+    past = torch.rand(2, 3, 2, 32, 32, generator=seeded()) * 2 - 1
+    controls = {"action": torch.zeros(2, 3, 2)}
+    assert world.rollout(past, frames=3, controls=controls).shape == (2, 3, 3, 32, 32)
+    about = json.loads((folder / "net" / "world.json").read_text())
+    assert about["conditions"] == ["action"]
+    assert about["past_frames"] == 2
+
+
+def test_training_lowers_the_loss_and_makes_actions_matter(recordings, tmp_path):
+    config = config_for(recordings, AR, steps=300, batch=32, lr=0.01)
+    run = train(config, tmp_path / "run").parent
+    lines = metrics(run)
+    assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
+    assert lines[-1]["held_out_loss_shuffled"] > lines[-1]["held_out_loss"]
+    assert {"psnr", "gap", "psnr_repeat"} <= json.loads(
+        (run / "evaluation.json").read_text()
+    ).keys()
+
+
+def test_another_codec_is_refused(recordings, tmp_path):
+    folder = train(config_for(recordings, DIFFUSION, steps=2), tmp_path / "run")
+    other = PatchCodec()
+    other.fingerprint = "another"
+    with pytest.raises(ValueError, match="codec fake-codec, this one is another"):
+        wfm_posttrain.load(folder, codec=other)
+
+
+def test_a_run_is_not_overwritten_and_not_mixed_up(recordings, tmp_path):
+    config = config_for(recordings, DIFFUSION, steps=2)
+    train(config, tmp_path / "run")
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train(config, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"other settings \(fit.steps\)"):
+        train(config_for(recordings, DIFFUSION, steps=3), tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="no run to resume"):
+        train(config, tmp_path / "elsewhere", resume=True)
+
+
+def test_frames_before_a_clips_start_are_its_first(recordings):
+    frames = encode_frames(ClipFolder(recordings), PatchCodec())
+    targets = frames.targets()
+    assert len(targets) == 12 * 7
+    window = frames.windows(targets[7:8], 3)[0]
+    assert torch.equal(window[0], window[2])
+    assert torch.equal(window[2], frames.codes[8])
+    assert torch.equal(window[3], frames.codes[9])
+
+
+def test_encoded_frames_are_kept_and_made_anew_for_another_codec(recordings, tmp_path):
+    made = []
+
+    def encode():
+        made.append(1)
+        return encode_frames(ClipFolder(recordings), PatchCodec())
+
+    for codec in ("a", "a", "b"):
+        frames = cached_frames(tmp_path / "codes.safetensors", {"codec": codec}, encode)
+    assert len(made) == 2
+    assert frames.codes.dtype == torch.float16
+
+
+def test_evaluation_of_a_perfect_world_finds_its_objects(recordings):
+    from fakes import SquareWorld
+
+    result = evaluate(SquareWorld(), str(recordings), EvaluationConfig(frames=3, clips=6))
+    assert result.psnr[0] > result.psnr_repeat[0] + 5
+    assert result.gap[0].low > 1
+    assert result.objects["centroid_error"][0].mean < 1
+    assert 0.7 < result.objects["permanence"][0].mean < 1.4
+    assert result.table().count("\n") == 4
+
+
+def test_fake_world_is_not_told_apart_from_a_real_one():
+    world = NextFrameWorld(SmallDenoiser(), codec=PatchCodec())
+    assert isinstance(world, wfm_posttrain.interfaces.WorldModel)
