@@ -1,0 +1,227 @@
+"""``wfm-curator``: the run, its five steps one by one, and a look at the outcome."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__, console
+
+if TYPE_CHECKING:
+    from .analysis import Analysis
+    from .config import CurateConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="wfm-curator", description="Turn raw video into training clips."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="all five steps, resumable")
+    _add_run(run, _run)
+    run.add_argument("--strict", action="store_true", help="exit 1 if anything is quarantined")
+    only = commands.add_parser("shard", help="every recording whole into shards, unjudged")
+    _add_run(only, _shard)
+    for name, function, about in (
+        ("split", _split, "print the shots of videos"),
+        ("filter", _filter, "print the scores and the verdict on each clip"),
+        ("caption", _caption, "print the caption of each clip and where it is from"),
+        ("dedup", _dedup, "print clips that show the same footage"),
+    ):
+        step = commands.add_parser(name, help=about)
+        console.add_common(step, function)
+        step.add_argument("inputs", nargs="+", type=Path, help="video files or folders")
+        _add_settings(step)
+    for name, function, about in (
+        ("report", _report, "write report.html anew and print the summary"),
+        ("view", _view, "list the kept clips, or unpack one"),
+    ):
+        look = commands.add_parser(name, help=about)
+        console.add_common(look, function)
+        look.add_argument("folder", type=Path, help="what `run -o` wrote")
+        if name == "view":
+            look.add_argument("key", nargs="?", help="the clip to unpack")
+            look.add_argument("-o", "--out", type=Path, default=Path(), help="where to [.]")
+    return console.run(parser, argv)
+
+
+def _add_run(parser: argparse.ArgumentParser, function: Any) -> None:
+    console.add_common(parser, function)
+    parser.add_argument("inputs", nargs="+", type=Path, help="video files or folders")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="output folder")
+    parser.add_argument("--workers", type=int, help="processes [2]; 0 works in this one")
+    parser.add_argument("--seed", type=int, help="of the clustering that finds duplicates [0]")
+    _add_settings(parser)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=VALUE", help="override one of them"
+    )
+
+
+def _settings(args: argparse.Namespace, *fixed: str) -> "CurateConfig":
+    from .config import CurateConfig
+    from .settings import load_settings
+
+    flags = (("run.workers", "workers"), ("dedup.seed", "seed"))
+    given = [f"{k}={getattr(args, a)}" for k, a in flags if getattr(args, a, None) is not None]
+    return load_settings(CurateConfig, args.config, [*fixed, *args.set, *given])
+
+
+def _run(args: argparse.Namespace) -> int:
+    return _curate(args, _settings(args))
+
+
+def _shard(args: argparse.Namespace) -> int:
+    open_gates = (
+        "split.method=whole",
+        "split.max_seconds=1e9",
+        "dedup.enabled=false",
+        "filter={min_motion: 0, min_change: 0, max_frozen: 1, max_blur: 1, min_luma: 0, "
+        "max_bright: 1, min_contrast: 0, min_side: 1}",
+    )
+    return _curate(args, _settings(args, *open_gates))
+
+
+def _curate(args: argparse.Namespace, config: "CurateConfig") -> int:
+    from .curate import curate
+
+    bars = _Bars(hidden=args.quiet or not sys.stderr.isatty())
+    try:
+        report = curate(args.inputs, args.out, config, progress=bars.update)
+    finally:
+        bars.close()
+    print(json.dumps(report.as_dict()) if args.json else f"{report}\n{args.out}/report.html")
+    strict = getattr(args, "strict", False)
+    return console.FAILED if strict and report.quarantined else console.DONE
+
+
+class _Bars:
+    """One progress bar after another on stderr."""
+
+    def __init__(self, *, hidden: bool) -> None:
+        self.hidden, self.what, self.bar = hidden, "", None
+
+    def update(self, what: str, done: int, total: int) -> None:
+        if self.hidden:
+            return
+        from tqdm import tqdm
+
+        if what != self.what or self.bar is None:
+            self.close()
+            self.what, self.bar = what, tqdm(desc=what, total=total, file=sys.stderr)
+        self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _analyses(args: argparse.Namespace, config: "CurateConfig") -> Iterator["Analysis"]:
+    """Analyse the inputs one by one; an unreadable one is an error here, not a quarantine."""
+    from .analysis import analyse, find_recordings
+
+    found = find_recordings(args.inputs)
+    for recording in console.progress(found, "measure", quiet=args.quiet):
+        yield analyse(recording.path, config.split, name=recording.name)
+
+
+def _say(args: argparse.Namespace, row: dict[str, Any], text: str) -> None:
+    print(json.dumps(row, ensure_ascii=False) if args.json else text)
+
+
+def _split(args: argparse.Namespace) -> int:
+    for found in _analyses(args, _settings(args)):
+        for clip in found.clips:
+            row = {"recording": found.name, "start": clip.start, "stop": clip.stop}
+            row |= {"start_seconds": clip.start_seconds, "stop_seconds": clip.stop_seconds}
+            times = f"{clip.start_seconds:9.3f} {clip.stop_seconds:9.3f} s"
+            text = f"{found.name}  {clip.start:7d} {clip.stop:7d}  {times}  {clip.reason}"
+            _say(args, row | {"reason": clip.reason}, text.rstrip())
+    return console.DONE
+
+
+def _filter(args: argparse.Namespace) -> int:
+    from .filters import judge
+
+    config = _settings(args)
+    for found in _analyses(args, config):
+        for clip in found.clips:
+            reason = clip.reason or judge(clip.scores, config.filter)
+            row = {"recording": found.name, "start": clip.start, "stop": clip.stop}
+            row |= {"reason": reason, "tags": clip.tags, "scores": clip.scores}
+            scores = ", ".join(f"{k} {v:g}" for k, v in clip.scores.items())
+            verdict = f"rejected: {reason}" if reason else "kept"
+            where = f"{found.name} [{clip.start}:{clip.stop}]"
+            _say(args, row, f"{where}  {verdict}  ({', '.join(clip.tags)})\n    {scores}")
+    return console.DONE
+
+
+def _caption(args: argparse.Namespace) -> int:
+    from .decide import captioned
+
+    config = _settings(args)
+    for found in _analyses(args, config):
+        facts = found.facts()
+        for clip in facts["clips"]:
+            words = captioned(clip, facts, config.caption)
+            row = {"recording": found.name, "start": clip["start"], "stop": clip["stop"]}
+            row |= {"caption": words.text, "caption_source": words.source}
+            where = f"{found.name} [{clip['start']}:{clip['stop']}]"
+            _say(args, row, f"{where}  ({words.source})  {words.text}")
+    return console.DONE
+
+
+def _dedup(args: argparse.Namespace) -> int:
+    from .dedup import find_duplicates
+
+    config = _settings(args)
+    names, embeddings, ranks = [], [], []
+    for found in _analyses(args, config):
+        pixels = found.info.height * found.info.width
+        for clip, embedding in zip(found.clips, found.embeddings, strict=True):
+            names.append(f"{found.name} [{clip.start}:{clip.stop}]")
+            embeddings.append(embedding)
+            ranks.append((pixels, clip.scores["quality"], clip.stop - clip.start, -len(ranks)))
+    for twin in find_duplicates(embeddings, ranks, config.dedup):
+        row = {"clip": names[twin.index], "duplicate_of": names[twin.kept]}
+        row |= {"cosine": twin.cosine, "difference": twin.difference}
+        evidence = f"cosine {twin.cosine:.3f}, difference {twin.difference:.3f}"
+        _say(args, row, f"{names[twin.index]}  =  {names[twin.kept]}  ({evidence})")
+    return console.DONE
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .curate import rewrite_report
+
+    report = rewrite_report(args.folder)
+    print(json.dumps(report.as_dict()) if args.json else f"{report}\n{args.folder}/report.html")
+    return console.DONE
+
+
+def _view(args: argparse.Namespace) -> int:
+    from .dataset import ShardedDataset
+
+    clips = ShardedDataset(args.folder)
+    if args.key is None:
+        for clip in clips:
+            row = {"key": clip.key, "frames": len(clip), "fps": clip.fps}
+            row |= {"height": clip.height, "width": clip.width, "caption": clip.caption}
+            size = f"{len(clip):5d} frames {clip.width}x{clip.height} {clip.fps:g} fps"
+            _say(args, row, f"{clip.key}  {size}  {clip.caption}")
+        return console.DONE
+    clip = next((c for c in clips if c.key == args.key), None)
+    if clip is None:
+        raise ValueError(f"{args.folder}: no clip {args.key!r}; leave the key out to list them")
+    args.out.mkdir(parents=True, exist_ok=True)
+    for suffix in clip.members:
+        path = args.out / f"{clip.key}.{suffix}"
+        path.write_bytes(clip.member(suffix))
+        _say(args, {"path": str(path)}, str(path))
+    return console.DONE

@@ -1,0 +1,89 @@
+"""Every setting of a curation run, with its unit. Thresholds are judged on kept scores."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SplitConfig(Settings):
+    """Where one clip ends and the next begins.
+
+    A recording that is a single shot stays whole, whatever its length in seconds; the limits
+    in seconds are for pieces of longer footage.
+    """
+
+    method: Literal["content", "transnet", "stride", "whole"] = Field(
+        "content", description="content: colour change; transnet: TransNetV2 (extra [transnet])"
+    )
+    ratio: float = Field(3.0, gt=1, description="content: a cut stands out this much")
+    content: float = Field(15.0, gt=0, description="content: and changes HSV by this, of 255")
+    threshold: float = Field(0.4, gt=0, lt=1, description="transnet: probability of a cut")
+    stride: float = Field(10.0, gt=0, description="stride: seconds of each piece")
+    min_seconds: float = Field(2.0, ge=0, description="a shorter piece is rejected")
+    min_frames: int = Field(5, ge=2, description="a clip with fewer frames is rejected")
+    max_seconds: float = Field(60.0, gt=0, description="a longer shot is cut into equal parts")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "SplitConfig":
+        if self.max_seconds < 2 * self.min_seconds:
+            raise ValueError("max_seconds must be at least twice min_seconds")
+        return self
+
+
+class FilterConfig(Settings):
+    """A view on the scores: change it and rerun, and nothing is measured again.
+
+    The defaults keep footage of a fixed camera, however little of the picture moves.
+    """
+
+    min_motion: float = Field(0.003, ge=0, description="99th percentile of flow, widths/s; or")
+    min_change: float = Field(0.008, ge=0, description="change of the liveliest block, of 1")
+    max_frozen: float = Field(0.97, ge=0, le=1, description="share of standing frames")
+    max_shake: float | None = Field(None, description="camera jerk in widths/s")
+    max_blur: float = Field(0.95, ge=0, le=1, description="0 sharp, 1 no detail at all")
+    min_luma: float = Field(0.02, ge=0, le=1, description="mean brightness; below: dark")
+    max_bright: float = Field(0.9, ge=0, le=1, description="share of burnt-out pixels")
+    min_contrast: float = Field(0.01, ge=0, le=1, description="deviation of luma; below: blank")
+    min_side: int = Field(48, ge=1, description="pixels of the shorter side")
+    drop_lowest: float = Field(0.0, ge=0, lt=1, description="share of lowest quality to drop")
+
+
+class DedupConfig(Settings):
+    enabled: bool = True
+    cosine: float = Field(0.95, gt=0, le=1, description="descriptors at least this similar, and")
+    difference: float = Field(0.03, ge=0, le=1, description="no block differs by more, of 1")
+    clusters: int | None = Field(None, ge=1, description="k of k-means; default sqrt(clips)")
+    probes: int = Field(2, ge=1, description="clusters that each clip is looked for in")
+    seed: int = 0
+
+
+class CaptionConfig(Settings):
+    describe: bool = Field(True, description="describe clips that come without a caption")
+
+
+class ShardConfig(Settings):
+    crf: int = Field(12, ge=0, le=40, description="x264 quality of clips that are cut")
+    preset: str = Field("veryfast", description="x264 preset")
+    clips: int = Field(1000, ge=1, description="most clips in one tar")
+    megabytes: float = Field(500, gt=0, description="and about this many bytes of source")
+    sides: tuple[int, ...] = Field((64, 128, 256, 480, 720, 1080, 2160), description="shorter side")
+    seconds: tuple[float, ...] = Field((2, 5, 10, 30), description="limits between length classes")
+
+
+class RunConfig(Settings):
+    workers: int = Field(2, ge=0, description="processes; 0 works in this one, without time-outs")
+    timeout: float = Field(600, gt=0, description="seconds for one recording")
+    attempts: int = Field(2, ge=1, description="tries after a crash or time-out")
+
+
+class CurateConfig(Settings):
+    split: SplitConfig = SplitConfig()
+    filter: FilterConfig = FilterConfig()
+    caption: CaptionConfig = CaptionConfig()
+    dedup: DedupConfig = DedupConfig()
+    shard: ShardConfig = ShardConfig()
+    run: RunConfig = RunConfig()

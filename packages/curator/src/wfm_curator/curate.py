@@ -1,0 +1,331 @@
+"""The whole run: inputs to shards. Stop it at any time and start it again."""
+
+import hashlib
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import manifest, pool, shard, sidecar
+from .analysis import Recording, find_recordings, info_from, span
+from .config import CurateConfig
+from .dataset import INDEX
+from .decide import decide
+from .embed import CELLS, FRAMES, Embedding
+from .ledger import Ledger, Row
+from .manifest import CurationReport, Entry
+from .tasks import AnalyseUnit, CutUnit, analyse_unit, cut_unit
+
+LEDGER, WORK = "ledger.sqlite", ".work"
+COMMIT_EVERY = 64
+HASH_BYTES = 8
+
+Progress = Callable[[str, int, int], None]  # what, done, of how many
+
+
+def curate(
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    config: CurateConfig | None = None,
+    executor: str = "local",
+    *,
+    progress: Progress | None = None,
+) -> CurationReport:
+    """Split, filter, caption, deduplicate and shard the videos among ``inputs`` into ``out``.
+
+    Work done before is not done again; the same inputs and settings give the same bytes. A
+    recording that cannot be read is quarantined with its reason, and the run goes on.
+
+    Raises:
+        FileNotFoundError: an input is not there.
+        ValueError: no videos, an unknown executor, or another run is writing to ``out``.
+        OSError: ``out`` cannot be written.
+    """
+    if executor != "local":
+        raise ValueError(f"executor {executor!r} is not known; this version has 'local'")
+    places = [inputs] if isinstance(inputs, str | Path) else inputs
+    recordings = find_recordings([Path(p) for p in places])
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(out / LEDGER)
+    try:
+        run = _Run(out, config or CurateConfig(), ledger, recordings, progress or _silent)
+        return run.all()
+    finally:
+        ledger.close()
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass
+class _Run:
+    out: Path
+    config: CurateConfig
+    ledger: Ledger
+    recordings: list[Recording]
+    progress: Progress
+
+    def all(self) -> CurationReport:
+        _sweep(self.out)
+        self.analyse()
+        while True:
+            rows = self.ledger.recordings()
+            entries = decide(rows, load_embeddings(self.ledger), self.config)
+            kept = [e for e in entries if e.state == "kept"]
+            planned = self.plan(kept, rows)
+            if self.cut(kept, planned, rows):
+                break  # else a recording failed while it was cut: decide without it
+        places = self.write(kept, planned, rows)
+        manifest.write_index(self.out, kept, places)
+        shutil.rmtree(self.out / WORK, ignore_errors=True)
+        return publish(self.out, entries, len(planned), self.config, self.ledger)
+
+    def analyse(self) -> None:
+        """Measure recordings that are new, changed, or failed for no fault of theirs."""
+        known = self.ledger.marks()
+        self.ledger.forget(set(known) - {r.name for r in self.recordings})
+        units = []
+        for recording in self.recordings:
+            mark = recording.mark(self.config.split)
+            seen, state = known.get(recording.name, ("", ""))
+            if seen != mark or state == "failed":
+                units.append(AnalyseUnit(recording, mark, self.config.split))
+        for done, outcome in enumerate(self._pool(analyse_unit, units), 1):
+            facts, clips = outcome.value or ({}, [])
+            self._record(outcome.unit, outcome, facts, clips)
+            if done % COMMIT_EVERY == 0:
+                self.ledger.commit()
+            self.progress("measure", done, len(units))
+        self.ledger.commit()
+
+    def _record(self, unit: Any, outcome: pool.Outcome, facts: dict, clips: list) -> None:
+        state = "done" if not outcome.error else "quarantined" if outcome.lasting else "failed"
+        error = outcome.error.replace(str(unit.recording.path), unit.recording.path.name)
+        self.ledger.put(unit.recording.name, Row(unit.mark, state, error, facts), clips)
+
+    def _pool(self, function: Callable, units: Sequence) -> Iterator[pool.Outcome]:
+        run = self.config.run
+        return pool.run(
+            function, units, workers=run.workers, timeout=run.timeout, attempts=run.attempts
+        )
+
+    def plan(self, kept: Sequence[Entry], rows: Mapping[str, Row]) -> list[shard.Planned]:
+        """Distribute clips over tars by what is known before they are cut."""
+        config = self.config.shard
+        buckets = [shard.bucket(e.height, e.width, e.seconds, config) for e in kept]
+        facts = [rows[e.recording].facts for e in kept]
+        sizes = [f["bytes"] * e.frames / f["frames"] for e, f in zip(kept, facts, strict=True)]
+        planned = shard.plan(buckets, sizes, config)
+        for tar in planned:
+            for index in tar.clips:
+                kept[index].shard = tar.path
+        return planned
+
+    def cut(
+        self, kept: Sequence[Entry], planned: Sequence[shard.Planned], rows: Mapping[str, Row]
+    ) -> bool:
+        """Encode clips for tars that are not there yet; False if a recording failed."""
+        work = self.out / WORK
+        wanted = defaultdict(list)
+        for tar in self._missing(kept, planned, rows):
+            for entry in (kept[i] for i in tar.clips):
+                facts = rows[entry.recording].facts
+                if not is_copied(facts) and not self._piece(entry).is_file():
+                    wanted[entry.recording].append(entry)
+        paths = {r.name: r for r in self.recordings}
+        if wanted:
+            work.mkdir(exist_ok=True)
+        units = [self._cut_unit(paths[n], es, rows[n].facts) for n, es in sorted(wanted.items())]
+        good = True
+        for done, outcome in enumerate(self._pool(cut_unit, units), 1):
+            if outcome.error:
+                row = rows[outcome.unit.recording.name]
+                state = "quarantined" if outcome.lasting else "failed"
+                failed = Row(row.mark, state, outcome.error, {})
+                self.ledger.put(outcome.unit.recording.name, failed, [])
+                good = False
+            self.progress("cut", done, len(units))
+        self.ledger.commit()
+        return good
+
+    def _cut_unit(self, recording: Recording, entries: Sequence[Entry], facts: dict) -> CutUnit:
+        ordered = sorted(entries, key=lambda e: e.start)
+        spans = tuple(span(facts["clips"][e.number], facts["exact"]) for e in ordered)
+        outputs = tuple(self._piece(e) for e in ordered)
+        config = self.config.shard
+        info = info_from(facts["info"])
+        return CutUnit(recording, spans, outputs, info, config.crf, config.preset)
+
+    def _piece(self, entry: Entry) -> Path:
+        config = self.config.shard
+        return self.out / WORK / f"{entry.key}.{config.preset}{config.crf}.mp4"
+
+    def _mark(self, tar: shard.Planned, kept: Sequence[Entry], rows: Mapping[str, Row]) -> str:
+        """Return a digest of all that the bytes of a tar depend on."""
+        config = self.config.shard
+        parts = [f"{manifest.SCHEMA} {config.crf} {config.preset}"]
+        for entry in (kept[i] for i in tar.clips):
+            row = rows[entry.recording]
+            parts.append(f"{row.mark} {metadata(entry, row.facts).decode()}")
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def _missing(
+        self, kept: Sequence[Entry], planned: Sequence[shard.Planned], rows: Mapping[str, Row]
+    ) -> list[shard.Planned]:
+        known = self.ledger.shards()
+        missing = []
+        for tar in planned:
+            mark, size, _ = known.get(tar.path, ("", -1, None))
+            file = self.out / tar.path
+            there = file.is_file() and file.stat().st_size == size
+            if not there or mark != self._mark(tar, kept, rows):
+                missing.append(tar)
+        return missing
+
+    def write(
+        self, kept: Sequence[Entry], planned: Sequence[shard.Planned], rows: Mapping[str, Row]
+    ) -> dict[str, dict]:
+        """Write tars that are missing, remove those no longer wanted; return all members."""
+        missing = self._missing(kept, planned, rows)
+        stale = set(self.ledger.shards()) - {tar.path for tar in planned}
+        if missing or stale:
+            (self.out / INDEX).unlink(missing_ok=True)  # it would point into other bytes
+        for path in sorted(stale):
+            (self.out / path).unlink(missing_ok=True)
+            self.ledger.forget_shard(path)
+        paths = {r.name: r.path for r in self.recordings}
+        for done, tar in enumerate(missing, 1):
+            entries = [kept[i] for i in tar.clips]
+            members = self._members(entries, rows, paths)
+            file = self.out / tar.path
+            places = shard.write_tar(file, members)
+            mark = self._mark(tar, kept, rows)
+            self.ledger.put_shard(tar.path, mark, file.stat().st_size, by_key(places))
+            self.progress("write", done, len(missing))
+        merged: dict[str, dict] = {}
+        for _, _, members in self.ledger.shards().values():
+            merged |= members
+        return merged
+
+    def _members(
+        self, entries: Sequence[Entry], rows: Mapping[str, Row], paths: Mapping[str, Path]
+    ) -> Iterator[shard.Member]:
+        for entry in entries:
+            facts, path = rows[entry.recording].facts, paths[entry.recording]
+            video = path if is_copied(facts) else self._piece(entry)
+            yield f"{entry.key}.mp4", video.read_bytes()
+            yield f"{entry.key}.json", metadata(entry, facts)
+            labels = sidecar.paths(path)[2]
+            if labels.is_file():
+                yield f"{entry.key}.safetensors", _labels(labels, entry, facts["frames"])
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a killed run was in the middle of writing."""
+    for folder in (out, out / WORK, *(out / "shards").glob("*")):
+        for partial in folder.glob("*.partial"):
+            partial.unlink()
+
+
+def load_embeddings(ledger: Ledger) -> dict[tuple[str, int], Embedding]:
+    """Read the embeddings of all clips."""
+    found = {}
+    for name, number, vector, cells in ledger.vectors():
+        values = np.frombuffer(vector, np.float16, offset=HASH_BYTES)
+        shape = (FRAMES, CELLS, CELLS)
+        picture = np.frombuffer(cells, np.uint8).reshape(shape)
+        found[name, number] = Embedding(values, picture, vector[:HASH_BYTES].hex())
+    return found
+
+
+def is_copied(facts: Mapping[str, Any]) -> bool:
+    """True if the clip is the whole file and the file is as a clip should be: it stays untouched."""
+    info = facts["info"]
+    plain = info["codec"] == "h264" and "mp4" in info["container"]
+    return plain and len(facts["clips"]) == 1 and info["streams"] == 1 and not info["rotation"]
+
+
+def metadata(entry: Entry, facts: Mapping[str, Any]) -> bytes:
+    """Return the clip's JSON: the recording's own, with the caption and where it came from."""
+    own = {k: v for k, v in facts["attributes"].items() if k != "curation"}
+    value = own | {
+        "caption": entry.caption,
+        "fps": entry.fps,
+        "curation": {
+            "schema": manifest.SCHEMA,
+            "frames": entry.frames,
+            "height": entry.height,
+            "width": entry.width,
+            "caption_source": entry.caption_source,
+            "recording": entry.recording,
+            "sha256": facts["sha256"],
+            "start": entry.start,
+            "stop": entry.stop,
+            "start_seconds": entry.start_seconds,
+            "stop_seconds": entry.stop_seconds,
+            "tags": entry.tags,
+            "scores": entry.scores,
+        },
+    }
+    return json.dumps(value, ensure_ascii=False, indent=1).encode()
+
+
+def _labels(path: Path, entry: Entry, frames: int) -> bytes:
+    if entry.frames == frames:
+        return path.read_bytes()
+    arrays = sidecar.read_arrays(path)
+    return sidecar.dump(sidecar.cut(arrays, entry.start, entry.stop, frames))
+
+
+def by_key(places: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, list[int]]]:
+    """Group a tar's members by their clip."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for name, place in places.items():
+        key, _, suffix = name.rpartition(".")
+        found.setdefault(key, {})[suffix] = list(place)
+    return found
+
+
+def publish(
+    out: Path, entries: list[Entry], shards: int, config: CurateConfig, ledger: Ledger
+) -> CurationReport:
+    """Write the table and the reports."""
+    from .report import render
+
+    report = manifest.summarise(out, entries, shards)
+    manifest.write_manifest(out, entries)
+    settings = config.model_dump(exclude={"run"})
+    summary = {"schema": manifest.SCHEMA, **report.as_dict(), "settings": settings}
+    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+    manifest.write_if_new(out / manifest.REPORT, text.encode())
+    page = render(report, entries, lambda e: ledger.strip(e.recording, e.number))
+    manifest.write_if_new(out / "report.html", page.encode())
+    return report
+
+
+def rewrite_report(out: Path) -> CurationReport:
+    """Write the reports of a finished run anew, from its ledger and settings.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run.
+    """
+    if not (out / manifest.REPORT).is_file():
+        raise FileNotFoundError(f"{out}: no finished run in here; wfm-curator run makes one")
+    config = CurateConfig(**json.loads((out / manifest.REPORT).read_text())["settings"])
+    ledger = Ledger(out / LEDGER)
+    try:
+        entries = decide(ledger.recordings(), load_embeddings(ledger), config)
+        shards = ledger.shards()
+        homes = {key: path for path, (_, _, keys) in shards.items() for key in keys}
+        for entry in entries:
+            entry.shard = homes.get(entry.key, "")
+        return publish(out, entries, len(shards), config, ledger)
+    finally:
+        ledger.close()

@@ -1,0 +1,90 @@
+"""The decisions: a pure view on what was measured, made anew on every run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import caption, dedup, filters
+from .config import CaptionConfig, CurateConfig
+from .embed import Embedding
+from .ledger import Row
+from .manifest import Entry
+
+
+def decide(
+    recordings: Mapping[str, Row],
+    embeddings: Mapping[tuple[str, int], Embedding],
+    config: CurateConfig,
+) -> list[Entry]:
+    """Return an entry for every clip, by recording and time."""
+    entries = []
+    for name, row in sorted(recordings.items()):
+        if row.state != "done":
+            entries.append(Entry(name, name, state="quarantined", reason=row.error))
+            continue
+        entries += [_entry(name, row.facts, n, config) for n in range(len(row.facts["clips"]))]
+    for entry in entries:
+        if entry.state != "quarantined":
+            entry.hash = embeddings[entry.recording, entry.number].hash
+    drop_lowest([e for e in entries if e.state == "kept"], config.filter.drop_lowest)
+    if config.dedup.enabled:
+        mark_duplicates([e for e in entries if e.state == "kept"], embeddings, config)
+    return entries
+
+
+def _entry(name: str, facts: Mapping[str, Any], number: int, config: CurateConfig) -> Entry:
+    clip, info = facts["clips"][number], facts["info"]
+    turned = info["rotation"] in (90, 270)
+    reason = clip["reason"] or filters.judge(clip["scores"], config.filter)
+    words = captioned(clip, facts, config.caption)
+    return Entry(
+        key=clip["key"],
+        recording=name,
+        number=number,
+        start=clip["start"],
+        stop=clip["stop"],
+        start_seconds=clip["start_seconds"],
+        stop_seconds=clip["stop_seconds"],
+        fps=facts["fps"],
+        height=info["width"] if turned else info["height"],
+        width=info["height"] if turned else info["width"],
+        state="rejected" if reason else "kept",
+        reason=reason,
+        caption=words.text,
+        caption_source=words.source,
+        tags=clip["tags"],
+        scores=clip["scores"],
+    )
+
+
+def captioned(
+    clip: Mapping[str, Any], facts: Mapping[str, Any], config: CaptionConfig
+) -> caption.Caption:
+    """Return the caption of a clip of the ledger."""
+    seconds = clip["stop_seconds"] - clip["start_seconds"]
+    words = caption.describe(clip["scores"], clip["tags"], seconds)
+    return caption.choose(facts["attributes"], facts["text"], words, described=config.describe)
+
+
+def drop_lowest(kept: Sequence[Entry], share: float) -> None:
+    """Reject the share of clips with the lowest quality, as the paper does (15 %)."""
+    marks = filters.lowest([e.scores["quality"] for e in kept], share)
+    for entry, marked in zip(kept, marks, strict=True):
+        if marked:
+            entry.state, entry.reason = "rejected", "lowest quality"
+
+
+def mark_duplicates(
+    kept: Sequence[Entry],
+    embeddings: Mapping[tuple[str, int], Embedding],
+    config: CurateConfig,
+) -> None:
+    """Of clips that are alike keep the largest, then the best, then the longest, then the first."""
+    ranks = [
+        (e.height * e.width, e.scores["quality"], e.frames, -i) for i, e in enumerate(kept)
+    ]
+    vectors = [embeddings[e.recording, e.number] for e in kept]
+    for found in dedup.find_duplicates(vectors, ranks, config.dedup):
+        entry = kept[found.index]
+        entry.state, entry.reason = "duplicate", "duplicate"
+        entry.duplicate_of = kept[found.kept].key
+        entry.cosine, entry.difference = found.cosine, found.difference

@@ -1,0 +1,119 @@
+"""The record of what was done, in one SQLite file, so that a stopped run can go on.
+
+A unit of work is a recording or a shard. Its row holds a mark of all that its result depends
+on: while the mark is the same, the result is. Nothing is written when nothing is to be done.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+TABLES = """
+CREATE TABLE recordings (
+  name TEXT PRIMARY KEY, mark TEXT, state TEXT, error TEXT, facts TEXT);
+CREATE TABLE clips (
+  name TEXT, number INTEGER, vector BLOB, cells BLOB, strip BLOB, PRIMARY KEY (name, number));
+CREATE TABLE shards (path TEXT PRIMARY KEY, mark TEXT, size INTEGER, members TEXT);
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recording: ``state`` is ``done``, ``quarantined`` (its own fault) or ``failed``."""
+
+    mark: str
+    state: str
+    error: str
+    facts: dict[str, Any]
+
+
+class Ledger:
+    """Open the ledger of an output folder; only one process may have it open."""
+
+    def __init__(self, path: Path) -> None:
+        self.db = sqlite3.connect(path, isolation_level=None, timeout=1)
+        try:
+            self.db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self.db.execute("BEGIN EXCLUSIVE")
+            version = self.db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                for statement in TABLES.split(";"):
+                    self.db.execute(statement)
+                self.db.execute(f"PRAGMA user_version = {SCHEMA}")
+            self.db.execute("COMMIT")
+        except sqlite3.OperationalError as e:
+            self.db.close()
+            if "locked" in str(e):
+                raise ValueError(f"{path}: another run is writing to this folder") from e
+            raise OSError(f"{path}: {e}") from e
+        except sqlite3.DatabaseError as e:
+            self.db.close()
+            raise ValueError(f"{path}: not a ledger ({e}); delete it to start afresh") from e
+        if version not in (0, SCHEMA):
+            self.db.close()
+            raise ValueError(f"{path}: written by another version; use a new output folder")
+
+    def close(self) -> None:
+        self.db.close()
+
+    def recordings(self) -> dict[str, Row]:
+        rows = self.db.execute("SELECT name, mark, state, error, facts FROM recordings")
+        return {n: Row(m, s, e, json.loads(f)) for n, m, s, e, f in rows}
+
+    def marks(self) -> dict[str, tuple[str, str]]:
+        """Return each recording's mark and state."""
+        rows = self.db.execute("SELECT name, mark, state FROM recordings")
+        return {name: (mark, state) for name, mark, state in rows}
+
+    def put(self, name: str, row: Row, clips: list[tuple[bytes, bytes, bytes]]) -> None:
+        """Record a recording and the blobs of its clips; durable after `commit`."""
+        facts = json.dumps(row.facts, sort_keys=True)
+        self._begin()
+        self.db.execute("DELETE FROM clips WHERE name = ?", (name,))
+        self.db.execute(
+            "INSERT OR REPLACE INTO recordings VALUES (?, ?, ?, ?, ?)",
+            (name, row.mark, row.state, row.error, facts),
+        )
+        self.db.executemany(
+            "INSERT INTO clips VALUES (?, ?, ?, ?, ?)",
+            [(name, number, *blobs) for number, blobs in enumerate(clips)],
+        )
+
+    def _begin(self) -> None:
+        if not self.db.in_transaction:
+            self.db.execute("BEGIN")
+
+    def commit(self) -> None:
+        """Make what was put durable; many at once, for each commit waits for the disk."""
+        if self.db.in_transaction:
+            self.db.execute("COMMIT")
+
+    def forget(self, names: set[str]) -> None:
+        """Drop recordings that are no longer among the inputs."""
+        for name in sorted(names):
+            self._begin()
+            self.db.execute("DELETE FROM recordings WHERE name = ?", (name,))
+            self.db.execute("DELETE FROM clips WHERE name = ?", (name,))
+        self.commit()
+
+    def vectors(self) -> Iterator[tuple[str, int, bytes, bytes]]:
+        yield from self.db.execute("SELECT name, number, vector, cells FROM clips")
+
+    def strip(self, name: str, number: int) -> bytes:
+        query = "SELECT strip FROM clips WHERE name = ? AND number = ?"
+        return self.db.execute(query, (name, number)).fetchone()[0]
+
+    def shards(self) -> dict[str, tuple[str, int, Any]]:
+        rows = self.db.execute("SELECT path, mark, size, members FROM shards")
+        return {path: (mark, size, json.loads(members)) for path, mark, size, members in rows}
+
+    def put_shard(self, path: str, mark: str, size: int, members: Any) -> None:
+        text = json.dumps(members)
+        self.db.execute("INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?)", (path, mark, size, text))
+
+    def forget_shard(self, path: str) -> None:
+        self.db.execute("DELETE FROM shards WHERE path = ?", (path,))

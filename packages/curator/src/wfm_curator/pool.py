@@ -1,0 +1,183 @@
+"""Run a function on many units in child processes that may crash or hang.
+
+A child that dies or takes too long costs its unit one attempt, and nothing else. Children are
+plain interpreters that talk over pipes: no ``if __name__ == "__main__"`` is needed, and they
+end by themselves when the parent is gone.
+"""
+
+import json
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+BOOT = "import json,sys; sys.path[:]=json.loads(sys.argv[1]); from {} import serve; serve()"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``value`` is what the function returned; ``error`` says in a line why it did not.
+
+    ``lasting`` errors are the unit's own fault; others (a crash, a time-out) may pass.
+    """
+
+    unit: Any
+    value: Any = None
+    error: str = ""
+    lasting: bool = True
+
+
+def run(
+    function: Callable[[Any], Any],
+    units: Iterable[Any],
+    *,
+    workers: int,
+    timeout: float,
+    attempts: int,
+) -> Iterator[Outcome]:
+    """Yield an outcome for each unit, in the order in which they end.
+
+    ``function`` must be importable by its module and name; ``ValueError`` and ``OSError`` that
+    it raises are outcomes. With ``workers=0`` it runs in this process, without a time-out.
+    """
+    todo: queue.SimpleQueue = queue.SimpleQueue()
+    total = 0
+    for unit in units:
+        todo.put(unit)
+        total += 1
+    if workers == 0 or total == 0:
+        yield from (_attempt(function, todo.get()) for _ in range(total))
+        return
+    done: queue.SimpleQueue = queue.SimpleQueue()
+    children = [_Child(function, timeout, attempts) for _ in range(min(workers, total))]
+    threads = [threading.Thread(target=c.work, args=(todo, done), daemon=True) for c in children]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(total):
+            outcome = done.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
+    finally:
+        for child in children:
+            child.stop()
+        for thread in threads:
+            thread.join()
+
+
+def _attempt(function: Callable[[Any], Any], unit: Any) -> Outcome:
+    try:
+        return Outcome(unit, function(unit))
+    except (ValueError, MemoryError, OSError) as e:
+        lasting = not isinstance(e, OSError) or isinstance(e, FileNotFoundError)
+        return Outcome(unit, error=" ".join(f"{e}".split()) or type(e).__name__, lasting=lasting)
+
+
+class _Child:
+    """One child process, started anew after each death, and the thread's loop over units."""
+
+    def __init__(self, function: Callable, timeout: float, attempts: int) -> None:
+        self.function = f"{function.__module__}:{function.__qualname__}"
+        self.timeout, self.attempts = timeout, attempts
+        self.process: subprocess.Popen | None = None
+        self.stopped = False
+
+    def work(self, todo: queue.SimpleQueue, done: queue.SimpleQueue) -> None:
+        try:
+            while not self.stopped:
+                unit = todo.get_nowait()
+                done.put(self._try(unit))
+        except queue.Empty:
+            pass
+        except BaseException as e:
+            done.put(e)
+        self.stop()
+
+    def stop(self) -> None:
+        self.stopped = True
+        if self.process is not None:
+            self._end(self.process)
+
+    @staticmethod
+    def _end(process: subprocess.Popen) -> None:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:
+                    pass  # bytes that the dead child will not read
+
+    def _try(self, unit: Any) -> Outcome:
+        error = ""
+        for _ in range(self.attempts):
+            if self.stopped:
+                break
+            answer, error = self._ask(unit)
+            if answer is not None:
+                return Outcome(unit, *answer)
+        return Outcome(unit, error=f"{error}, {self.attempts} times", lasting=False)
+
+    def _ask(self, unit: Any) -> tuple[tuple | None, str]:
+        """Return the child's answer, or None and what became of the child."""
+        process = self.process = self.process or self._start()
+        late = threading.Event()
+        timer = threading.Timer(self.timeout, lambda: (late.set(), process.kill()))
+        timer.start()
+        try:
+            _send(process.stdin, unit)
+            return _receive(process.stdout), ""
+        except (EOFError, OSError):
+            self._end(process)
+            self.process = None
+            if late.is_set():
+                return None, f"took longer than {self.timeout:g} s"
+            return None, f"the worker died (exit status {process.returncode})"
+        finally:
+            timer.cancel()
+
+    def _start(self) -> subprocess.Popen:
+        boot = BOOT.format(__name__)
+        path = json.dumps([p or os.getcwd() for p in sys.path])  # noqa: PTH109
+        process = subprocess.Popen(
+            [sys.executable, "-c", boot, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        _send(process.stdin, self.function)
+        return process
+
+
+def serve() -> None:
+    """Answer the parent's requests until it closes the pipe; the body of a child process."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints goes to stderr, not between the answers
+    requests = sys.stdin.buffer
+    try:
+        module, _, name = _receive(requests).partition(":")
+        __import__(module)
+        function = getattr(sys.modules[module], name)
+        while True:
+            outcome = _attempt(function, _receive(requests))
+            _send(answers, (outcome.value, outcome.error, outcome.lasting))
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        pass
+
+
+def _send(pipe: BinaryIO, value: Any) -> None:
+    data = pickle.dumps(value)
+    pipe.write(len(data).to_bytes(8, "little") + data)
+    pipe.flush()
+
+
+def _receive(pipe: BinaryIO) -> Any:
+    size = pipe.read(8)
+    if len(size) < 8:
+        raise EOFError
+    data = pipe.read(int.from_bytes(size, "little"))
+    return pickle.loads(data)

@@ -1,0 +1,176 @@
+"""One decoding pass over a video that collects all that the steps need.
+
+Every frame gives its time and how much it differs from the frame before; about four frames a
+second are measured, and flow is taken from each of them to the frame a tenth of a second
+later. No frame is decoded twice, and memory grows by kilobytes a second of video.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from . import motion, quality
+from .video import VideoError, VideoInfo, constant_rate, decode, describe, open_video, upright
+
+cv2.setNumThreads(1)
+
+SAMPLES_PER_SECOND = 4.0
+FLOW_SECONDS = 0.1
+FLOW_SIDE, PICTURE_SIDE = 256, 64
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass saw.
+
+    ``change`` is how far each frame is from the one before (mean HSV difference, of 255).
+    ``columns`` hold one value for each of the frames in ``sampled``: the measurements of
+    `quality` and `motion`; NaN where no later frame was left to compare with.
+    ``pictures`` are those frames, small, uint8 ``n h w 3``. ``tiny`` is every frame at 27x48
+    if asked for.
+    """
+
+    name: str
+    info: VideoInfo
+    pts: np.ndarray
+    times: np.ndarray
+    corrupt: np.ndarray
+    change: np.ndarray
+    sampled: np.ndarray
+    columns: dict[str, np.ndarray]
+    pictures: np.ndarray
+    tiny: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    @property
+    def fps(self) -> float:
+        """Mean frames per second."""
+        if self.info.rate is not None:
+            return float(self.info.rate)
+        length = self.times[-1] - self.times[0]
+        return (len(self) - 1) / length if length > 0 else 25.0
+
+    @property
+    def exact(self) -> bool:
+        """True if timestamps rise strictly, so that a frame can be found by its own."""
+        return bool((np.diff(self.pts) > 0).all())
+
+
+def scan(path: str | Path, *, tiny: bool = False) -> Scan:
+    """Decode a whole video once and measure it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        VideoError: not a video, no frames, or fewer frames than the file promises.
+    """
+    name = str(path)
+    with open_video(path) as container:
+        collector = None
+        for frame in decode(container, name):
+            if collector is None:
+                collector = _Collector(name, describe(container, frame), tiny)
+            collector.add(frame)
+    if collector is None:
+        raise VideoError(f"{name}: no frames")
+    return collector.finish()
+
+
+@dataclass
+class _Collector:
+    name: str
+    info: VideoInfo
+    keep_tiny: bool
+    pts: list[int] = field(default_factory=list)
+    corrupt: list[bool] = field(default_factory=list)
+    change: list[float] = field(default_factory=list)
+    rows: list[dict[str, float]] = field(default_factory=list)
+    sampled: list[int] = field(default_factory=list)
+    pictures: list[np.ndarray] = field(default_factory=list)
+    tiny: list[np.ndarray] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        info = self.info
+        fps = min(max(float(info.rate or 25), 1.0), 240.0)
+        self.step = max(1, round(fps / SAMPLES_PER_SECOND))
+        self.lag = max(1, round(fps * FLOW_SECONDS))
+        self.size = _fit(info.width, info.height, FLOW_SIDE)
+        turned = info.rotation in (90, 270)
+        self.small = _fit(*(self.size[::-1] if turned else self.size), PICTURE_SIDE)
+        self.before: np.ndarray | None = None
+        self.waiting: list[tuple[int, int, np.ndarray]] = []
+
+    def add(self, frame: av.VideoFrame) -> None:
+        index, info = len(self.pts), self.info
+        if (frame.height, frame.width) != (info.height, info.width):
+            sizes = f"{info.width}x{info.height} to {frame.width}x{frame.height}"
+            raise VideoError(f"{self.name}: picture size changes from {sizes} at frame {index}")
+        self.pts.append(frame.pts if frame.pts is not None else _following(self.pts))
+        self.corrupt.append(bool(frame.is_corrupt))
+        width, height = self.size
+        picture = frame.to_ndarray(format="rgb24", width=width, height=height)
+        picture = upright(picture, info.rotation)
+        small = cv2.resize(picture, self.small, interpolation=cv2.INTER_AREA)
+        self._compare(small)
+        if self.keep_tiny:
+            self.tiny.append(cv2.resize(picture, (48, 27), interpolation=cv2.INTER_AREA))
+        gray = None
+        if index % self.step == 0:
+            gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+            self.sampled.append(index)
+            self.pictures.append(small)
+            self.rows.append(quality.measure(frame.to_ndarray(format="gray")))
+            self.waiting.append((len(self.rows) - 1, index, gray))
+        if self.waiting and index - self.waiting[0][1] == self.lag:
+            row, earlier, start = self.waiting.pop(0)
+            if gray is None:
+                gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+            seconds = float((self.pts[index] - self.pts[earlier]) * info.time_base)
+            self.rows[row] |= motion.measure(start, gray, max(seconds, 1e-3))
+
+    def _compare(self, small: np.ndarray) -> None:
+        hsv = cv2.cvtColor(small, cv2.COLOR_RGB2HSV).astype(np.int16)
+        if self.before is None:
+            self.change.append(0.0)
+        else:
+            apart = np.abs(hsv - self.before)
+            apart[..., 0] = np.minimum(apart[..., 0], 180 - apart[..., 0])  # hue is a circle
+            self.change.append(float(apart.mean()))
+        self.before = hsv
+
+    def finish(self) -> Scan:
+        n, promised = len(self.pts), self.info.promised
+        if n < 0.98 * promised - 1:
+            raise VideoError(f"{self.name}: cut off: {promised} frames promised, {n} there")
+        pts = np.array(self.pts, dtype=np.int64)
+        times = pts * float(self.info.time_base)
+        names = (*quality.NAMES, *motion.NAMES)
+        return Scan(
+            name=self.name,
+            info=replace(self.info, rate=constant_rate(times, self.info.rate)),
+            pts=pts,
+            times=times,
+            corrupt=np.array(self.corrupt),
+            change=np.array(self.change, dtype=np.float32),
+            sampled=np.array(self.sampled),
+            columns={k: np.array([row.get(k, np.nan) for row in self.rows]) for k in names},
+            pictures=np.stack(self.pictures),
+            tiny=np.stack(self.tiny) if self.tiny else None,
+        )
+
+
+def _fit(width: int, height: int, side: int) -> tuple[int, int]:
+    """Shrink a size so that its longer side is at most ``side``; no side below 16."""
+    scale = min(1.0, side / max(width, height))
+    return max(16, round(width * scale)), max(16, round(height * scale))
+
+
+def _following(pts: list[int]) -> int:
+    """Stand in for a missing timestamp: one step after the last."""
+    if len(pts) < 2:
+        return len(pts)
+    return pts[-1] + max(1, pts[-1] - pts[-2])

@@ -1,0 +1,80 @@
+"""Find shots, and cut them to the lengths that are wanted.
+
+``shots(scan, config)`` gives the first frame of each shot, ``pieces(...)`` a partition of all
+frames: a piece that is too short is named, not forgotten.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from .config import SplitConfig
+from .scan import Scan
+
+WINDOW = 3  # frames to both sides that a cut is compared with
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Frames ``start`` to ``stop`` (not included); ``reason`` says why it is no clip, if so."""
+
+    start: int
+    stop: int
+    reason: str = ""
+
+
+def shots(scan: Scan, config: SplitConfig) -> list[int]:
+    """Return the first frame of every shot; the first of all is 0."""
+    match config.method:
+        case "whole":
+            return [0]
+        case "stride":
+            length = max(1, round(config.stride * scan.fps))
+            return list(range(0, len(scan), length))
+        case "content":
+            return [0, *content_cuts(scan.change, config.content, config.ratio)]
+        case "transnet":
+            from .transnet import cuts
+
+            assert scan.tiny is not None, "scan(tiny=True) keeps the frames that TransNetV2 sees"
+            return [0, *cuts(scan.tiny, config.threshold)]
+
+
+def content_cuts(change: np.ndarray, least: float, ratio: float) -> list[int]:
+    """Return frames that differ from the one before by much, and by much more than their like.
+
+    The second condition keeps fast motion in one piece: there all frames differ by much.
+    """
+    n = len(change)
+    cuts = []
+    for i in np.flatnonzero(change >= least):
+        near = np.r_[change[max(1, i - WINDOW) : i], change[i + 1 : i + 1 + WINDOW]]
+        usual = max(float(near.mean()) if len(near) else 0.0, 1.0)
+        highest = change[i] >= change[max(1, i - WINDOW) : min(n, i + WINDOW + 1)].max()
+        if i > 0 and highest and change[i] >= ratio * usual:
+            cuts.append(int(i))
+    return cuts
+
+
+def pieces(starts: list[int], frames: int, fps: float, config: SplitConfig) -> list[Piece]:
+    """Divide ``frames`` into shots no longer than allowed; short ones carry the reason.
+
+    A single shot that is the whole recording is judged by ``min_frames`` alone.
+    """
+    longest = max(1, int(config.max_seconds * fps + 1e-6))
+    found = []
+    for start, stop in pairwise([*starts, frames]):
+        parts = -(-(stop - start) // longest)
+        limits = [start + (stop - start) * i // parts for i in range(parts + 1)]
+        found += [Piece(a, b) for a, b in pairwise(limits)]
+    if len(found) == 1:
+        return [_judged(found[0], config.min_frames)]
+    least = max(config.min_frames, int(np.ceil(config.min_seconds * fps - 1e-6)))
+    return [_judged(piece, least) for piece in found]
+
+
+def _judged(piece: Piece, least: int) -> Piece:
+    if piece.stop - piece.start >= least:
+        return piece
+    return Piece(piece.start, piece.stop, "short")
