@@ -229,7 +229,7 @@ def _card(recipe: Recipe, config: ActionConfig, result: Evaluation | None) -> st
         )
     lines.append(
         "`shuffled actions`: the same clips with another clip's actions. A gap of 0 would mean "
-        "that the model ignores its actions. Small model, one simulated scene: contacts are "
-        "blurred, and objects may fade in long rollouts."
+        "that the model ignores its actions. It knows the kind of scene that it was trained on, "
+        "and nothing else."
     )
     return "\n\n".join(lines) + "\n"

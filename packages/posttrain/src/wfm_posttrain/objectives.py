@@ -40,7 +40,7 @@ class ArBackend(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["ar"] = "ar"
-    base: str = Field("wfm_ar:load=builtin:pico", description="module:callable=SOURCE")
+    base: str = Field("wfm_ar:load=builtin:pico-ar", description="module:callable=SOURCE")
     world: str = Field("wfm_ar:WorldModel", description="module:callable")
     codec: str = Field("pico-dv8x16x16", description="name or module:callable=SOURCE")
     options: dict[str, float | int | str] = Field(
