@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .decoding import Sampler, decode, decode_plainly, generate
     from .model import ArTransformer
     from .pretrained import convert_folder, load, save
+    from .text import PicoTextEncoder, pico_text_encoder
     from .training import TrainConfig, next_token_loss, train
     from .world import WorldModel, load_world, pico_ar
 
@@ -19,6 +20,7 @@ _HOMES = {
     "decoding": ("Sampler", "decode", "decode_plainly", "generate"),
     "model": ("ArTransformer",),
     "pretrained": ("convert_folder", "load", "save"),
+    "text": ("PicoTextEncoder", "pico_text_encoder"),
     "training": ("TrainConfig", "next_token_loss", "train"),
     "world": ("WorldModel", "load_world", "pico_ar"),
 }
@@ -27,6 +29,7 @@ __all__ = [
     "PRESETS",
     "ArConfig",
     "ArTransformer",
+    "PicoTextEncoder",
     "Sampler",
     "TrainConfig",
     "WorldModel",
@@ -40,6 +43,7 @@ __all__ = [
     "load_world",
     "next_token_loss",
     "pico_ar",
+    "pico_text_encoder",
     "save",
     "train",
 ]

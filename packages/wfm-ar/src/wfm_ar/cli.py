@@ -13,6 +13,10 @@ from . import __version__
 from .console import DONE, REFUSED, add_common, choose_device, run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
     from .world import WorldModel
 
 logger = logging.getLogger(__name__)
@@ -106,12 +110,13 @@ def generate(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _continue(args: argparse.Namespace, check):
+def _continue(
+    args: argparse.Namespace, check: "Callable[[Tensor, str], None]"
+) -> "tuple[int, Tensor, WorldModel, float]":
     """Return the count of given frames, all frames, the world model and the seconds."""
     import torch
 
     from .clips import every, fit
-    from .references import resolve
     from .video import read_video, to_frames
     from .world import load_world
 
@@ -119,16 +124,13 @@ def _continue(args: argparse.Namespace, check):
     check(frames, "input video")
     device = choose_device(args.device)
     logger.info("device: %s", device)
-    parts = {
-        name: resolve(reference, group)
-        for name, reference, group in (
-            ("codec", args.codec, "wfm.codecs"),
-            ("text_encoder", args.text_encoder, "wfm.text_encoders"),
-            ("token_decoder", args.token_decoder, "wfm.token_decoders"),
-        )
-        if reference is not None
-    }
-    world: WorldModel = load_world(args.model, device=device, **parts)
+    world = load_world(
+        args.model,
+        codec=args.codec,
+        text_encoder=args.text_encoder,
+        token_decoder=args.token_decoder,
+        device=device,
+    )
     world.temperature, world.top_p = args.temperature, args.top_p
     settings = world.settings
     kept = frames[every(len(frames), fps, settings.fps)]

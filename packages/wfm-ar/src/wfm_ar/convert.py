@@ -156,7 +156,7 @@ def config_from_nvidia(mapping: Mapping[str, Any]) -> ArConfig:
     on_grid = (get("rope_dim") or "3D") == "3D"
     cross = bool(get("insert_cross_attn"))
     kind = get("training_type") or ("text_to_video" if on_grid and cross else "video_to_video")
-    rope = "3d" if on_grid else {"v1": "1d-interleaved"}.get(get("pytorch_rope_version"), "1d")
+    line = "1d-interleaved" if get("pytorch_rope_version") == "v1" else "1d"
     heads = int(mapping["n_heads"])
     grid = get("video_latent_shape")
     return ArConfig(
@@ -169,7 +169,7 @@ def config_from_nvidia(mapping: Mapping[str, Any]) -> ArConfig:
         ffn_dim=mapping["ffn_hidden_size"],
         norm_eps=get("norm_eps") or 1e-5,
         qk_norm=bool(get("use_qk_normalization")),
-        rope=rope,
+        rope="3d" if on_grid else line,
         rope_theta=get("rope_theta") or 500_000,
         yarn=_yarn(mapping) if get("apply_yarn") else None,
         absolute_positions=bool(get("apply_abs_pos_emb")),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -144,7 +145,7 @@ class ArTransformer(nn.Module):
                 f"text has {context.shape[-1]} features; the model wants {self.config.context_dim}"
             )
         context = context.to(self.head.weight.dtype)
-        crosses = (block.cross for block in self.blocks)
+        crosses = (cast(Block, block).cross for block in self.blocks)
         return [cross.project(context) if cross is not None else None for cross in crosses]
 
     def initialize(self, generator: torch.Generator) -> None:

@@ -56,7 +56,7 @@ def frequencies_3d(config: ArConfig) -> tuple[Float[Tensor, " t"], Float[Tensor,
     """Return the rotary frequencies of time, and those shared by height and width."""
     spatial = config.head_dim // 6 * 2
     temporal, _, _ = _split(config.head_dim, spatial)
-    original = (config.yarn and config.yarn.original_grid) or (0, 0, 0)
+    original = (config.yarn.original_grid if config.yarn else None) or (0, 0, 0)
     return (
         _frequencies(temporal, config.rope_theta, config.yarn, original[0]),
         _frequencies(spatial, config.rope_theta, config.yarn, original[1]),

@@ -1,6 +1,7 @@
 """Load and save models: our folders, and NVIDIA's as they are."""
 
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def read(path: Path, name: str) -> tuple[ArConfig, dict[str, Tensor]]:
     folder = path if path.is_dir() else path.parent
     file = _weights_file(path, name) if path.is_dir() else path
     described = _description(folder / CONFIG)
-    weights = read_weights(file)
+    weights = _tensors(file)
     try:
         if "num_layers" in described:
             return ArConfig.model_validate(described), weights
@@ -134,6 +135,17 @@ def read_world(folder: Path) -> WorldSettings | None:
         raise ValueError(f"{file}: {explain(e)}") from e
     except json.JSONDecodeError as e:
         raise ValueError(f"{file}: not JSON ({e})") from e
+
+
+def _tensors(file: Path) -> dict[str, Any]:
+    """Read a weights file; a pickled one may hold its tensors one level down."""
+    if file.suffix == ".safetensors" or not file.is_file():
+        return dict(read_weights(file))
+    try:
+        # Mapped, because the larger checkpoints do not fit in memory twice.
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
+        raise ValueError(f"{file}: not a readable weights file ({e})") from e
 
 
 def _weights_file(folder: Path, name: str) -> Path:

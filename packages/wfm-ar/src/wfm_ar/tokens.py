@@ -129,10 +129,12 @@ def cached_tokens(
 ) -> TokenSet:
     """Read the tokens from ``path`` if they were made of the same things, else make them.
 
-    ``about`` names what the windows do not say: the clips, the text encoder.
+    ``about`` names what the windows do not say, such as where the clips come from.
     """
-    print_ = codec.fingerprint if isinstance(codec, Fingerprinted) else ""
-    said = json.dumps([*about, len(clips), print_, codec.vocab_size, list(windows)])
+    mark = codec.fingerprint if isinstance(codec, Fingerprinted) else ""
+    said = json.dumps([*about, len(clips), mark, codec.vocab_size, list(windows)])
+    if text_encoder is not None:
+        said += str(text_encoder.encode(["a red cube"])[0].flatten().tolist())
     key = hashlib.sha256(said.encode()).hexdigest()[:16]
     if path.is_file():
         stored = read_weights(path)

@@ -347,7 +347,7 @@ def _tokens(
     windows = Windows(
         config.latents, config.frames, config.stride, config.fps, config.height, config.width
     )
-    about = [config.clips, str(config.text_encoder), type(text_encoder).__name__]
+    about = [config.clips, str(config.text_encoder)]
     path = config.tokens or config.out / TOKENS
     clips = find_clips(config.clips)
     return cached_tokens(path, clips, codec, windows, about=about, text_encoder=text_encoder)

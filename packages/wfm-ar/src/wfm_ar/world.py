@@ -231,13 +231,15 @@ class WorldModel:
 def load_world(
     source: str | Path,
     *,
-    codec: DiscreteCodec | None = None,
-    text_encoder: TextEncoder | None = None,
-    condition_encoder: ConditionEncoder | None = None,
-    token_decoder: TokenDecoder | None = None,
+    codec: DiscreteCodec | str | None = None,
+    text_encoder: TextEncoder | str | None = None,
+    condition_encoder: ConditionEncoder | str | None = None,
+    token_decoder: TokenDecoder | str | None = None,
     device: str = "cpu",
 ) -> WorldModel:
     """Return the world model of a folder, with the parts that its ``world.json`` names.
+
+    A part may be given as an object, or by name or ``module:callable``.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -247,14 +249,18 @@ def load_world(
     settings = lm.world
     if settings is None:
         raise ValueError(f"{source}: holds no world.json; a world model needs one")
-    if codec is None:
-        codec = _part(settings.codec, "wfm.codecs", DiscreteCodec)
-    if text_encoder is None and settings.text_encoder is not None and lm.config.cross_every:
-        text_encoder = _part(settings.text_encoder, "wfm.text_encoders", TextEncoder)
-    for part in (codec, text_encoder, token_decoder):
+    if text_encoder is None and lm.config.cross_every:
+        text_encoder = settings.text_encoder
+    parts = (
+        _part(codec or settings.codec, "wfm.codecs", DiscreteCodec),
+        _part(text_encoder, "wfm.text_encoders", TextEncoder),
+        _part(condition_encoder, "wfm.condition_encoders", ConditionEncoder),
+        _part(token_decoder, "wfm.token_decoders", TokenDecoder),
+    )
+    for part in parts:
         if isinstance(part, torch.nn.Module):
             part.to(device)
-    return WorldModel(lm, codec, text_encoder, condition_encoder, token_decoder, settings=settings)
+    return WorldModel(lm, *parts, settings=settings)
 
 
 def pico_ar() -> WorldModel:
@@ -262,11 +268,12 @@ def pico_ar() -> WorldModel:
     return load_world("builtin:pico-ar")
 
 
-def _part(reference: str, group: str, contract: type) -> Any:
-    part = resolve(reference, group)
-    if not isinstance(part, contract):
-        raise ValueError(f"{reference}: a {type(part).__name__}, not a {contract.__name__}")
-    return part
+def _part(part: object, group: str, contract: type) -> Any:
+    """Resolve a reference; check that the part keeps the contract."""
+    found = resolve(part, group) if isinstance(part, str) else part
+    if found is not None and not isinstance(found, contract):
+        raise ValueError(f"{part}: a {type(found).__name__}, not a {contract.__name__}")
+    return found
 
 
 def _settings_of(codec: DiscreteCodec, grid: tuple[int, int, int]) -> WorldSettings:
