@@ -1,0 +1,98 @@
+"""The command ``wfm-diffusion``. Torch is imported by the subcommands, not here."""
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from . import __version__
+from .console import add_common, run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; return its exit code."""
+    return run(make_parser(), argv)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wfm-diffusion", description="Diffusion world models: text and video to world."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    text = commands.add_parser("text2world", help="imagine a video from a prompt")
+    text.add_argument("prompt")
+    add_generation(text)
+    text.add_argument("--height", type=int, help="pixels (default: as in training)")
+    text.add_argument("--width", type=int, help="pixels (default: as in training)")
+    add_lazy(text, "text2world")
+
+    video = commands.add_parser("video2world", help="imagine what follows a video or a picture")
+    video.add_argument("video", type=Path, help="its last frames are the past")
+    video.add_argument("--prompt", help="what is to happen")
+    add_generation(video)
+    video.add_argument("--past", type=int, help="frames to look back at (default: all it can)")
+    add_lazy(video, "video2world")
+
+    training = commands.add_parser("train", help="train a network on clips")
+    training.add_argument("--config", type=Path, help="YAML file with the fields of TrainConfig")
+    training.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    training.add_argument("-o", "--out", help="folder of the run (sets out)")
+    training.add_argument("--device", default="auto", help="auto, cpu, cuda[:i], mps")
+    training.add_argument("--resume", action="store_true", help="go on from the checkpoint in OUT")
+    add_lazy(training, "train_network")
+
+    text_encoder = commands.add_parser("train-text", help="train the small text encoder")
+    text_encoder.add_argument("captions", type=Path, help="folder of STEM.json files with captions")
+    text_encoder.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
+    text_encoder.add_argument("--steps", type=int, default=1200)
+    text_encoder.add_argument("--seed", type=int, default=0)
+    add_lazy(text_encoder, "train_text")
+
+    conversion = commands.add_parser("convert", help="write our layout of a Cosmos 1.0 checkpoint")
+    conversion.add_argument("source", help="NVIDIA's model.pt, or a diffusers folder")
+    conversion.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
+    conversion.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default=None)
+    add_lazy(conversion, "convert_checkpoint")
+
+    upsampling = commands.add_parser("upsample", help="make a short prompt long")
+    upsampling.add_argument("prompt")
+    add_upsampler(upsampling)
+    add_lazy(upsampling, "upsample")
+    return parser
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that both ways of generating share."""
+    parser.add_argument("-o", "--out", type=Path, default=Path("world.mp4"), help="video to write")
+    parser.add_argument(
+        "-m", "--model", default="builtin:pico", help="folder, builtin:, owner/name"
+    )
+    parser.add_argument("--codec", help="name or module:callable (default: as in training)")
+    parser.add_argument("--text-encoder", help="name or module:callable (default: as in training)")
+    parser.add_argument("--guard", default="auto", help="auto, none, name or module:callable")
+    parser.add_argument("--negative-prompt", help="what guidance leads away from")
+    parser.add_argument("--frames", type=int, help="new frames (default: as in training)")
+    parser.add_argument("--fps", type=float, help="frame rate (default: as in training)")
+    parser.add_argument("--steps", type=int, help="steps of the sampler (default: 35)")
+    parser.add_argument("--guidance", type=float, help="strength of the prompt")
+    parser.add_argument("--sampler", choices=("res2ab", "euler", "nvidia"), default="res2ab")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda[:i], mps")
+    parser.add_argument("--upsample", action="store_true", help="make the prompt long first")
+    add_upsampler(parser)
+
+
+def add_upsampler(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--endpoint", help="OpenAI-compatible address, http://HOST:PORT/v1")
+    parser.add_argument("--llm", help="model that the endpoint serves")
+
+
+def add_lazy(parser: argparse.ArgumentParser, name: str) -> None:
+    """Let a subcommand import its work, and with it torch, only when it runs."""
+
+    def work(args: argparse.Namespace) -> int:
+        return getattr(import_module(".commands", __package__), name)(args)
+
+    add_common(parser, work)

@@ -1,0 +1,259 @@
+"""What the subcommands of ``wfm-diffusion`` do."""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from . import __version__
+from .checkpoint import find_source, load, read_network, replacing, save_network
+from .config import TrainConfig
+from .console import DONE, REFUSED, choose_device
+from .guards import Refused, find_guards
+from .latents import fingerprint_of, fit
+from .samplers import Progress
+from .settings import load_settings
+from .text import train_text_encoder
+from .train import train
+from .upsample import PromptUpsampler
+from .video import read_video, to_frames, to_model, write_video
+from .world import WorldModel, load_world
+
+logger = logging.getLogger(__name__)
+SHEET_FRAMES = 8
+
+
+def text2world(args: argparse.Namespace) -> int:
+    """Imagine a video from a prompt."""
+    check_writable(args.out)
+    with refusals("text2world"):
+        world = open_world(args)
+        sizes = {"height": args.height, "width": args.width, "frames": args.frames}
+
+        def imagine(prompt: str, dials: dict[str, Any]) -> Tensor:
+            return world.text2world([prompt], **sizes, **dials)
+
+        return generate(args, world, imagine, past=None)
+    return REFUSED
+
+
+def video2world(args: argparse.Namespace) -> int:
+    """Imagine what follows a video or a picture."""
+    check_writable(args.out)
+    frames, fps = read_video(args.video)
+    with refusals("video2world"):
+        world = open_world(args)
+        s = world.settings
+        past = to_model(fit(frames[-(args.past or s.past_frames) :], s.height, s.width))
+        if args.fps is None:
+            args.fps = fps
+
+        def imagine(prompt: str, dials: dict[str, Any]) -> Tensor:
+            return world.video2world(
+                past, [prompt] if prompt else None, frames=args.frames, **dials
+            )
+
+        return generate(args, world, imagine, past=past)
+    return REFUSED
+
+
+def train_network(args: argparse.Namespace) -> int:
+    """Train a network on clips."""
+    overrides = [*args.set, *([f"out={args.out}"] if args.out else [])]
+    device = choose_device(args.device)
+    config = load_settings(TrainConfig, args.config, [*overrides, f"device={device}"])
+
+    def log(step: int, numbers: Any) -> None:
+        short = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        logger.info("step %d: %s", step, short)
+
+    folder = train(config, resume=args.resume, log=log)
+    answer(args, {"model": str(folder)}, f"wrote {folder}")
+    return DONE
+
+
+def train_text(args: argparse.Namespace) -> int:
+    """Train the small text encoder from the captions of recordings or clips."""
+    if not args.captions.is_dir():
+        raise FileNotFoundError(f"{args.captions}: no such folder")
+    pairs = []
+    for path in sorted(args.captions.rglob("*.json")):
+        content = json.loads(path.read_text())
+        if isinstance(content, dict) and content.get("caption"):
+            pairs.append((str(content["caption"]), content))
+    if not pairs:
+        raise ValueError(f"{args.captions}: no JSON file with a caption")
+
+    def log(step: int, numbers: Any) -> None:
+        logger.info("step %d: %s", step, numbers)
+
+    encoder = train_text_encoder(pairs, steps=args.steps, seed=args.seed, log=log)
+    with replacing(args.out) as partial:
+        encoder.save(partial, text_card(len(pairs), args.steps, args.seed))
+    answer(args, {"model": str(args.out)}, f"wrote {args.out}")
+    return DONE
+
+
+def text_card(count: int, steps: int, seed: int) -> str:
+    """Return the model card of a text encoder."""
+    return f"""---
+license: apache-2.0
+library_name: wfm-diffusion
+---
+# A small text encoder for captions of simulated clips
+
+Trained on {count} captions and their attributes, {steps} steps, seed {seed}, by `wfm-diffusion
+train-text`: captions of equal attributes are drawn together, and the attributes can be read off
+by linear layers. 32 slots, one for each word; further words are cut off. It knows the words
+of those captions; others get a row of the table that stands for nothing.
+"""
+
+
+def convert_checkpoint(args: argparse.Namespace) -> int:
+    """Write our layout of a checkpoint of NVIDIA's or of diffusers."""
+    path = find_source(args.source)
+    config, state = read_network(path)
+    kept = next(iter(state.values())).dtype
+    dtype = getattr(torch, args.dtype) if args.dtype else kept
+    net = load(path, dtype=dtype)
+    card = f"# Converted weights\n\nFrom `{path.name}` by `wfm-diffusion convert`.\n"
+    save_network(net, args.out, card=card, world=net.world, dtype=dtype)
+    weights = sum(x.numel() for x in state.values())
+    facts = {"model": str(args.out), "weights": weights, "width": config.width}
+    answer(args, facts, f"wrote {args.out}: {weights / 1e6:.1f} M weights, width {config.width}")
+    return DONE
+
+
+def upsample(args: argparse.Namespace) -> int:
+    """Make a short prompt long."""
+    longer = PromptUpsampler(args.endpoint, model=args.llm).upsample(args.prompt)
+    if longer.source == "rules":
+        logger.warning("no --endpoint: expanded by fixed rules, not by a language model")
+    answer(args, {"prompt": longer.text, "source": longer.source}, longer.text)
+    return DONE
+
+
+@contextmanager
+def refusals(command: str) -> Iterator[None]:
+    """Say in one line what a guard refused; the caller then returns REFUSED."""
+    try:
+        yield
+    except Refused as e:
+        sys.stderr.write(f"wfm-diffusion {command}: refused: {e}\n")
+
+
+def open_world(args: argparse.Namespace) -> WorldModel:
+    """Load the model and its parts, with the guards that are wanted."""
+    return load_world(
+        args.model,
+        codec=args.codec,
+        text_encoder=args.text_encoder,
+        guard=find_guards(args.guard),
+        device=choose_device(args.device),
+    )
+
+
+def generate(
+    args: argparse.Namespace,
+    world: WorldModel,
+    imagine: Callable[[str, dict[str, Any]], Tensor],
+    past: Tensor | None,
+) -> int:
+    """Imagine, and write the video, its facts and a contact sheet."""
+    prompt, written_by = args.prompt or "", "user"
+    if prompt and args.upsample:
+        world.guards.check_prompt(prompt)
+        longer = PromptUpsampler(args.endpoint, model=args.llm).upsample(prompt)
+        prompt, written_by = longer.text, longer.source
+    dials = {
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "sampler": args.sampler,
+        "negative_prompt": args.negative_prompt,
+        "fps": args.fps,
+        "seed": args.seed,
+    }
+    new = imagine(prompt, {**dials, "progress": bar(args.quiet)})
+    video = new if past is None else torch.cat([past.to(new), new], dim=2)
+    frames, fps = to_frames(video), args.fps or world.settings.fps
+    facts = {
+        **dials,
+        "prompt": prompt,
+        "prompt_by": written_by,
+        "steps": args.steps or world.steps,
+        "guidance": world.guidance if args.guidance is None else args.guidance,
+        "fps": fps,
+        "past_frames": 0 if past is None else past.shape[2],
+        "frames": len(frames),
+        "model": str(args.model),
+        "codec": world.settings.codec,
+        "codec_fingerprint": fingerprint_of(world.codec),
+        "guards": [type(guard).__name__ for guard in world.guards.guards],
+        "version": __version__,
+        "video": str(args.out),
+        "sheet": str(args.out.with_suffix(".png")),
+    }
+    write_video(args.out, frames, fps)
+    with replacing(args.out.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps(facts, indent=2) + "\n")
+    write_sheet(args.out.with_suffix(".png"), frames)
+    answer(args, facts, f"wrote {args.out}: {len(frames)} frames at {fps:g} Hz")
+    return DONE
+
+
+def check_writable(out: Path) -> None:
+    """Refuse an output that cannot be written, before minutes are spent on it.
+
+    Raises:
+        ValueError: not an .mp4 file.
+    """
+    if out.suffix != ".mp4":
+        raise ValueError(f"{out}: the output is a video; give a name that ends in .mp4")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out.parent):
+        pass
+
+
+def write_sheet(path: Path, frames: UInt8[Tensor, "t 3 h w"]) -> None:
+    """Write up to eight frames, evenly spaced, side by side, small ones enlarged."""
+    count = min(SHEET_FRAMES, len(frames))
+    chosen = torch.linspace(0, len(frames) - 1, count).round().long()
+    row = rearrange(frames[chosen].cpu(), "t c h w -> h (t w) c").numpy()
+    image = Image.fromarray(row)
+    factor = max(1, 128 // frames.shape[-2])
+    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    with replacing(path) as partial:
+        image.save(partial, format="PNG")
+
+
+def bar(quiet: bool) -> Progress | None:
+    """Return a progress bar on stderr, if that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        return None
+    from tqdm import tqdm
+
+    shown = tqdm(desc="denoising", file=sys.stderr)
+
+    def move(done: int, total: int) -> None:
+        shown.total = total
+        shown.update(done - shown.n)
+        if done == total:
+            shown.refresh()
+
+    return move
+
+
+def answer(args: argparse.Namespace, facts: dict[str, Any], line: str) -> None:
+    """Print the result: a line, or JSON."""
+    sys.stdout.write((json.dumps(facts) if args.json else line) + "\n")

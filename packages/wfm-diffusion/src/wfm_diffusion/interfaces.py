@@ -1,0 +1,207 @@
+"""The contracts that this package consumes: copies of those in ``contracts/interfaces.py``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class LatentCodec(Protocol):
+    """Video <-> continuous latents.
+
+    With ``ct, ch, cw = compression``, latents of ``tl, hl, wl`` stand for a video of
+    ``1 + ct * (tl - 1)`` frames of ``ch * hl`` by ``cw * wl`` pixels (``ct == 1``: an image
+    codec, frames one by one); a video of any other size is a ``ValueError``. The codec is
+    causal: latent frame ``i``, counted from 0, depends on video frames ``0`` to ``ct * i``
+    only. Latents have zero mean and unit variance per channel over the codec's training data.
+    """
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def compression(self) -> tuple[int, int, int]: ...
+
+    def encode(self, video: Float[Tensor, "b 3 t h w"], /) -> Float[Tensor, "b c tl hl wl"]: ...
+
+    def decode(self, latent: Float[Tensor, "b c tl hl wl"], /) -> Float[Tensor, "b 3 t h w"]: ...
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """Says which weights it holds: equal fingerprints, equal outputs.
+
+    A world model records the fingerprint of the codec that it was trained with, and
+    refuses another. A codec that offers none is taken on trust.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Prompts -> embeddings and the mask of real tokens; rows are zero where it is False.
+
+    The number of slots ``n`` is fixed, and padding is attended by the networks.
+    """
+
+    @property
+    def dim(self) -> int: ...
+
+    def encode(
+        self, prompts: Sequence[str], /
+    ) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]: ...
+
+
+@runtime_checkable
+class ConditionEncoder(Protocol):
+    """What a user has -> the condition keys that a network knows.
+
+    Inputs in use: ``action`` (b s a), ``camera_pose`` (b t 4 4) with ``intrinsics``
+    (b t 3 3), ``trajectory`` (b t k), ``hint`` (b 3 t h w), ``view`` (b k).
+    """
+
+    def encode(self, inputs: Mapping[str, Tensor], /) -> Mapping[str, Tensor]: ...
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """EDM's D(x; sigma): noisy latents -> the best guess of the clean ones.
+
+    ``noisy = clean + sigma * normal``, where ``clean`` has standard deviation
+    ``sigma_data``. Keys of ``condition`` in use: ``text`` (b n d), ``text_mask`` (b n),
+    ``fps`` (b), ``given`` (b 1 t h w; 1 where ``noisy`` holds a frame to keep),
+    ``channels`` (b k t h w), ``adaln`` (b d or b t d), ``adaln_shared`` (b e or b t e with
+    e = 3 d), ``view`` (view ids). A key it does not know raises ``KeyError``.
+    """
+
+    @property
+    def sigma_data(self) -> float: ...
+
+    def denoise(
+        self,
+        noisy: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, " b"],
+        condition: Mapping[str, Tensor],
+        /,
+    ) -> Float[Tensor, "b c t h w"]: ...
+
+
+@runtime_checkable
+class TrainableDenoiser(Protocol):
+    """A Denoiser with the ports that post-training needs; it is an ``nn.Module`` too.
+
+    ``width`` is the d of ``adaln``; ``blocks`` are the residual blocks in order;
+    ``log_variance`` is the learned uncertainty of the loss at a noise level, or zeros;
+    ``extend_input(k)`` adds a zero-initialised projection of ``channels``, so that the
+    output stays bit-identical at first; ``control_branch(layers)`` is a trainable copy of
+    those blocks; ``features`` are the hidden states after those blocks.
+    """
+
+    @property
+    def sigma_data(self) -> float: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def blocks(self) -> nn.ModuleList: ...
+
+    def denoise(
+        self,
+        noisy: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, " b"],
+        condition: Mapping[str, Tensor],
+        /,
+    ) -> Float[Tensor, "b c t h w"]: ...
+
+    def log_variance(self, sigma: Float[Tensor, " b"], /) -> Float[Tensor, " b"]: ...
+
+    def extend_input(self, channels: int, /) -> None: ...
+
+    def control_branch(self, layers: Sequence[int], /) -> nn.Module: ...
+
+    def features(
+        self,
+        noisy: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, " b"],
+        condition: Mapping[str, Tensor],
+        layers: Sequence[int],
+        /,
+    ) -> list[Tensor]: ...
+
+
+@runtime_checkable
+class Verdict(Protocol):
+    """A guard's answer. ``reason`` names what was found; it is empty when safe."""
+
+    @property
+    def safe(self) -> bool: ...
+
+    @property
+    def reason(self) -> str: ...
+
+
+@runtime_checkable
+class TextGuard(Protocol):
+    """Decide whether a prompt may be used; "cannot decide" is an unsafe verdict."""
+
+    def check_text(self, text: str, /) -> Verdict: ...
+
+
+@runtime_checkable
+class VideoGuard(Protocol):
+    """Decide whether frames may be shown, and redact what must not be."""
+
+    def check_video(self, frames: UInt8[Tensor, "t 3 h w"], /) -> Verdict: ...
+
+    def redact(self, frames: UInt8[Tensor, "t 3 h w"], /) -> UInt8[Tensor, "t 3 h w"]: ...
+
+
+@runtime_checkable
+class ClipReader(Protocol):
+    """Random access to the frames of one clip, at ``fps`` Hz."""
+
+    @property
+    def fps(self) -> float: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int, /) -> UInt8[Tensor, "t 3 h w"]: ...
+
+
+@runtime_checkable
+class LabelledClip(Protocol):
+    """A ClipReader with what else is known of the clip.
+
+    ``labels`` are arrays cut to the clip: a first axis of ``len`` rows belongs to the
+    frames, one of ``len - 1`` rows (``action``) to the steps between them. ``attributes``
+    are plain JSON values, such as ``scene``.
+    """
+
+    @property
+    def fps(self) -> float: ...
+
+    @property
+    def caption(self) -> str: ...
+
+    @property
+    def attributes(self) -> Mapping[str, object]: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int, /) -> UInt8[Tensor, "t 3 h w"]: ...
+
+    def labels(self) -> Mapping[str, Tensor]: ...
+
+
+@runtime_checkable
+class ClipDataset(Protocol):
+    """Random access to labelled clips, in an order that does not change."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> LabelledClip: ...

@@ -1,0 +1,249 @@
+"""Clips -> latents and text embeddings, once, in a file that training then reads."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional as F
+
+from .checkpoint import write_weights
+from .config import TrainConfig
+from .interfaces import ClipDataset, Fingerprinted, LabelledClip, LatentCodec, TextEncoder
+from .references import resolve
+from .video import read_video
+
+logger = logging.getLogger(__name__)
+SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+ENCODED_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Everything a run trains on. Latents are the codec's: unit variance."""
+
+    latents: Float[Tensor, "n c t h w"]
+    fps: Float[Tensor, " n"]
+    clip: Tensor
+    text: Tensor
+    embeddings: Float[Tensor, "m k d"]
+
+    def split(self, held_out: float) -> tuple[Tensor, Tensor]:
+        """Return the samples to train on and those of the held-out clips, spread evenly."""
+        clips = int(self.clip.max()) + 1
+        count = round(clips * held_out)
+        if not count:
+            return torch.arange(len(self.clip)), torch.arange(0)
+        chosen = (torch.arange(count) * clips) // count
+        out = torch.isin(self.clip, chosen)
+        return torch.where(~out)[0], torch.where(out)[0]
+
+
+class VideoFile:
+    """A plain video file as a clip without labels; a caption if STEM.json has one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def _content(self) -> tuple[UInt8[Tensor, "t 3 h w"], float]:
+        return read_video(self.path)
+
+    @cached_property
+    def attributes(self) -> dict[str, object]:
+        side = self.path.with_suffix(".json")
+        return json.loads(side.read_text()) if side.is_file() else {}
+
+    @property
+    def fps(self) -> float:
+        return self._content[1]
+
+    @property
+    def caption(self) -> str:
+        return str(self.attributes.get("caption", ""))
+
+    def __len__(self) -> int:
+        return len(self._content[0])
+
+    def read(self, start: int, stop: int, /) -> UInt8[Tensor, "t 3 h w"]:
+        return self._content[0][start:stop]
+
+    def labels(self) -> dict[str, Tensor]:
+        return {}
+
+
+class VideoFolder:
+    """The videos in a folder and below, in the order of their names."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not self.paths:
+            raise ValueError(f"{folder}: holds no video ({', '.join(SUFFIXES)})")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int, /) -> LabelledClip:
+        return VideoFile(self.paths[index])
+
+
+def open_clips(reference: str) -> ClipDataset:
+    """Open a folder of videos, or the dataset that a reference names.
+
+    Raises:
+        ValueError: neither, or no clip inside.
+    """
+    if Path(reference).is_dir():
+        return VideoFolder(reference)
+    if ":" not in reference:
+        raise ValueError(f"{reference}: neither a folder nor module:callable")
+    clips = cast(ClipDataset, resolve(reference, "wfm.clips"))
+    if not len(clips):
+        raise ValueError(f"{reference}: holds no clip")
+    return clips
+
+
+def fit(frames: UInt8[Tensor, "t 3 h w"], height: int, width: int) -> UInt8[Tensor, "t 3 h w"]:
+    """Scale frames to cover ``height`` x ``width``, then cut out the middle."""
+    h, w = frames.shape[-2:]
+    if (h, w) == (height, width):
+        return frames
+    scale = max(height / h, width / w)
+    size = (max(height, round(h * scale)), max(width, round(w * scale)))
+    scaled = F.interpolate(frames.float(), size=size, mode="bilinear", antialias=True)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return scaled[..., top : top + height, left : left + width].round().clamp(0, 255).byte()
+
+
+def encode_video(
+    codec: LatentCodec, video: Float[Tensor, "b 3 t h w"], kind: str
+) -> Float[Tensor, "b c tl hl wl"]:
+    """Encode a video whole, or (``kind`` "image") each frame by itself."""
+    if kind == "video":
+        return codec.encode(video)
+    frames = codec.encode(rearrange(video, "b c t h w -> (b t) c 1 h w"))
+    return rearrange(frames, "(b t) c 1 h w -> b c t h w", b=len(video))
+
+
+def decode_video(
+    codec: LatentCodec, latents: Float[Tensor, "b c tl hl wl"], kind: str
+) -> Float[Tensor, "b 3 t h w"]:
+    """Undo :func:`encode_video`."""
+    if kind == "video":
+        return codec.decode(latents)
+    frames = codec.decode(rearrange(latents, "b c t h w -> (b t) c 1 h w"))
+    return rearrange(frames, "(b t) c 1 h w -> b c t h w", b=len(latents))
+
+
+def windows(clips: ClipDataset, config: TrainConfig) -> Iterator[tuple[int, LabelledClip, int]]:
+    """Yield (number of the clip, clip, first frame) of every sample."""
+    stride = config.stride or config.frames
+    for number in range(len(clips)):
+        clip = clips[number]
+        for start in range(0, len(clip) - config.frames + 1, stride):
+            yield number, clip, start
+
+
+def fingerprint_of(part: object) -> str:
+    """Return a part's own fingerprint, or nothing when it offers none."""
+    return part.fingerprint if isinstance(part, Fingerprinted) else ""
+
+
+def text_fingerprint(encoder: TextEncoder | None) -> str:
+    """Tell text encoders apart by what they make of one sentence."""
+    if encoder is None:
+        return ""
+    embedding, _ = encoder.encode(["a red cube on a table, seen from above"])
+    return hashlib.sha256(embedding.float().cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+def prepare(config: TrainConfig, codec: LatentCodec, encoder: TextEncoder | None) -> Latents:
+    """Return the latents and embeddings of all clips, from the cache if that is of these parts.
+
+    Raises:
+        ValueError: no clip is long enough, or the codec does not fit the network.
+    """
+    if codec.latent_channels != config.model.latent_channels:
+        raise ValueError(
+            f"{config.codec} makes {codec.latent_channels} latent channels, the network takes"
+            f" {config.model.latent_channels}"
+        )
+    if encoder is not None and encoder.dim != config.model.text_dim:
+        raise ValueError(
+            f"{config.text_encoder} makes {encoder.dim} features, the network takes"
+            f" {config.model.text_dim}; set model.text_dim"
+        )
+    clips = open_clips(config.clips)
+    fields = ("clips", "latents", "frames", "stride", "height", "width")
+    key = json.dumps(
+        [config.model_dump(include=set(fields)), len(clips)]
+        + [fingerprint_of(codec), text_fingerprint(encoder)],
+        sort_keys=True,
+    )
+    path = Path(config.cache or Path(config.out) / "latents.safetensors")
+    found = read_cache(path, key)
+    if found is None:
+        found = encode_clips(clips, config, codec, encoder)
+        write_weights(path, vars(found), metadata={"of": key})
+        logger.info("encoded %d samples of %d clips to %s", len(found.latents), len(clips), path)
+    return found
+
+
+def read_cache(path: Path, key: str) -> Latents | None:
+    """Read a cache that was made of the same parts."""
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        if (file.metadata() or {}).get("of") != key:
+            return None
+        return Latents(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+
+@torch.no_grad()
+def encode_clips(
+    clips: ClipDataset, config: TrainConfig, codec: LatentCodec, encoder: TextEncoder | None
+) -> Latents:
+    """Encode every sample; latents and embeddings are kept as float16."""
+    captions: dict[str, int] = {}
+    fps, numbers, texts, latents, waiting = [], [], [], [], []
+    for number, clip, start in windows(clips, config):
+        frames = fit(clip.read(start, start + config.frames), config.height, config.width)
+        waiting.append(frames)
+        fps.append(clip.fps)
+        numbers.append(number)
+        texts.append(captions.setdefault(clip.caption, len(captions)))
+        if len(waiting) == ENCODED_AT_ONCE:
+            latents.append(_encode(codec, waiting, config.latents))
+            waiting = []
+    if waiting:
+        latents.append(_encode(codec, waiting, config.latents))
+    if not latents:
+        raise ValueError(f"{config.clips}: no clip has {config.frames} frames")
+    return Latents(
+        latents=torch.cat(latents),
+        fps=torch.tensor(fps, dtype=torch.float32),
+        clip=torch.tensor(numbers),
+        text=torch.tensor(texts),
+        embeddings=_embed(encoder, list(captions), config.model.text_dim),
+    )
+
+
+def _encode(codec: LatentCodec, frames: Sequence[Tensor], kind: str) -> Tensor:
+    video = rearrange(torch.stack(list(frames)), "b t c h w -> b c t h w") / 127.5 - 1
+    return encode_video(codec, video, kind).half()
+
+
+def _embed(encoder: TextEncoder | None, captions: Sequence[str], dim: int) -> Tensor:
+    if encoder is None:
+        return torch.zeros(len(captions), 1, dim, dtype=torch.float16)
+    parts = [encoder.encode(captions[i : i + 64])[0] for i in range(0, len(captions), 64)]
+    return torch.cat(parts).half()

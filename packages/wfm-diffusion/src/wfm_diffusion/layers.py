@@ -1,0 +1,193 @@
+"""The parts of the diffusion transformer: time, AdaLN-LoRA, attention, MLP, block."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import attention
+from .config import DiffusionConfig
+from .position import rotate
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every block sees beside its tokens. ``f`` is 1, or the frames of the clip."""
+
+    time: Float[Tensor, "b f d"]
+    shared: Float[Tensor, "b f e"]
+    text: Float[Tensor, "b m c"]
+    cos: Float[Tensor, "_ n 1 k"]
+    sin: Float[Tensor, "_ n 1 k"]
+    position: Float[Tensor, "1 n d"] | None
+    views: int
+
+
+def sinusoid(timestep: Float[Tensor, " b"], width: int) -> Float[Tensor, "b d"]:
+    """Return [cos | sin] of ``width / 2`` frequencies from 1 down to almost 1/10000."""
+    half = width // 2
+    index = torch.arange(half, dtype=torch.float32, device=timestep.device)
+    angle = timestep.float()[:, None] * torch.exp(-math.log(10_000) / half * index)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """The noise level -> its normalised sinusoid, and the AdaLN term shared by all blocks."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.linear_1 = nn.Linear(width, width, bias=False)
+        self.linear_2 = nn.Linear(width, 3 * width, bias=False)
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+
+    def forward(
+        self, timestep: Float[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b e"]]:
+        wave = sinusoid(timestep, self.width).to(self.linear_1.weight.dtype)
+        return self.norm(wave), self.linear_2(F.silu(self.linear_1(wave)))
+
+
+class Modulation(nn.Module):
+    """AdaLN-LoRA: a low-rank projection of the time, plus the shared term."""
+
+    def __init__(self, width: int, rank: int, chunks: int) -> None:
+        super().__init__()
+        self.chunks = chunks
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, chunks * width, bias=False)
+
+    def forward(
+        self, time: Float[Tensor, "b f d"], shared: Float[Tensor, "b g e"]
+    ) -> tuple[Tensor, ...]:
+        x = self.up(self.down(F.silu(time)))
+        return (x + shared[..., : x.shape[-1]]).chunk(self.chunks, dim=-1)
+
+
+def modulate(
+    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b f d"], scale: Float[Tensor, "b f d"]
+) -> Float[Tensor, "b n d"]:
+    """Normalise, then scale and shift the tokens of each frame by that frame's vectors."""
+    frames, width = shift.shape[1:]
+    x = rearrange(F.layer_norm(x, (width,), eps=1e-6), "b (f n) d -> b f n d", f=frames)
+    x = torch.addcmul(shift[:, :, None], x, 1 + scale[:, :, None])
+    return rearrange(x, "b f n d -> b (f n) d")
+
+
+def add_gated(
+    x: Float[Tensor, "b n d"], gate: Float[Tensor, "b f d"], update: Float[Tensor, "b n d"]
+) -> Float[Tensor, "b n d"]:
+    """Add ``gate * update``, the gate being one vector for each frame."""
+    x, update = (rearrange(y, "b (f n) d -> b f n d", f=gate.shape[1]) for y in (x, update))
+    return rearrange(torch.addcmul(x, gate[:, :, None], update), "b f n d -> b (f n) d")
+
+
+class Attention(nn.Module):
+    """Multi-head attention with RMS-normalised queries and keys, no bias anywhere."""
+
+    def __init__(self, width: int, source_dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(width, width, bias=False)
+        self.k = nn.Linear(source_dim, width, bias=False)
+        self.v = nn.Linear(source_dim, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.q_norm = nn.RMSNorm(width // num_heads, eps=eps)
+        self.k_norm = nn.RMSNorm(width // num_heads, eps=eps)
+
+    def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, ``b n k d``, normalised."""
+        q, k, v = (
+            rearrange(y, "b n (k d) -> b n k d", k=self.num_heads)
+            for y in (self.q(x), self.k(source), self.v(source))
+        )
+        return self.q_norm(q), self.k_norm(k), v
+
+    def over_self(self, x: Float[Tensor, "b n d"], context: Context) -> Float[Tensor, "b n d"]:
+        """Attend to all tokens, with rotary positions."""
+        q, k, v = self.project(x, x)
+        q, k = (rotate(y, context.cos, context.sin) for y in (q, k))
+        return self.out(rearrange(attention(q, k, v), "b n k d -> b n (k d)"))
+
+    def over_text(self, x: Float[Tensor, "b n d"], context: Context) -> Float[Tensor, "b n d"]:
+        """Attend to all text slots, padding included; each camera to its own text."""
+        v = context.views
+        x, text = (rearrange(y, "b (v n) d -> (b v) n d", v=v) for y in (x, context.text))
+        y = attention(*self.project(x, text))
+        return self.out(rearrange(y, "(b v) n k d -> b (v n) (k d)", v=v))
+
+
+class Mlp(nn.Module):
+    """Two layers with exact GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.down(F.gelu(self.up(x)))
+
+
+class Block(nn.Module):
+    """Positions added, then self-attention, attention to the text, MLP."""
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        super().__init__()
+        width, heads, eps = config.width, config.num_heads, config.qk_norm_eps
+        self.self_modulation = Modulation(width, config.adaln_rank, 3)
+        self.self_attention = Attention(width, width, heads, eps)
+        self.text_modulation = Modulation(width, config.adaln_rank, 3)
+        self.text_attention = Attention(width, config.text_dim, heads, eps)
+        self.mlp_modulation = Modulation(width, config.adaln_rank, 3)
+        self.mlp = Mlp(width, int(width * config.mlp_ratio))
+
+    def forward(self, x: Float[Tensor, "b n d"], context: Context) -> Float[Tensor, "b n d"]:
+        if context.position is not None:
+            x = x + context.position
+        time, shared = context.time, context.shared
+        shift, scale, gate = self.self_modulation(time, shared)
+        update = self.self_attention.over_self(modulate(x, shift, scale), context)
+        x = add_gated(x, gate, update)
+        shift, scale, gate = self.text_modulation(time, shared)
+        update = self.text_attention.over_text(modulate(x, shift, scale), context)
+        x = add_gated(x, gate, update)
+        shift, scale, gate = self.mlp_modulation(time, shared)
+        return add_gated(x, gate, self.mlp(modulate(x, shift, scale)))
+
+
+class FinalLayer(nn.Module):
+    """AdaLN without a gate, then a projection to the pixels of a patch."""
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        super().__init__()
+        self.modulation = Modulation(config.width, config.adaln_rank, 2)
+        self.linear = nn.Linear(
+            config.width, math.prod(config.patch) * config.latent_channels, bias=False
+        )
+
+    def forward(self, x: Float[Tensor, "b n d"], context: Context) -> Float[Tensor, "b n p"]:
+        shift, scale = self.modulation(context.time, context.shared)
+        return self.linear(modulate(x, shift, scale))
+
+
+class Uncertainty(nn.Module):
+    """The learned log-variance u of the loss at a noise level, from random Fourier features."""
+
+    frequencies: Float[Tensor, " d"]
+    phases: Float[Tensor, " d"]
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 2 * math.pi * torch.randn(features))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(features))
+        self.linear = nn.Linear(features, 1, bias=False)
+
+    def forward(self, timestep: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        angle = timestep.float()[:, None] * self.frequencies.float() + self.phases.float()
+        features = math.sqrt(2) * angle.cos()
+        return rearrange(features.to(self.linear.weight.dtype) @ self.linear.weight.T, "b 1 -> b")

@@ -1,0 +1,372 @@
+"""The diffusion transformer of Cosmos 1.0 (arXiv 2501.03575, section 5.1), and its denoiser."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import DiffusionConfig, WorldSettings
+from .edm import Scalings, noise_label, scalings
+from .layers import Block, Context, FinalLayer, TimeEmbedding, Uncertainty
+from .position import LearnedPosition, rope_angles, sincos_embedding, tile_views
+
+PORTS = ("channels", "adaln", "adaln_shared", "view")
+CONDITIONS = ("text", "text_mask", "fps", "given", "given_sigma", *PORTS)
+
+Residual = Callable[[int, Tensor, Context], Tensor]
+
+
+class DiffusionTransformer(nn.Module):
+    """Noisy latents, a noise level and text -> what preconditioning turns into a denoiser.
+
+    ``world`` is the ``world.json`` that was loaded with the weights, if there was one.
+    """
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.world: WorldSettings | None = None
+        (pt, ph, pw), width = config.patch, config.width
+        self.embed = nn.Linear(config.in_channels * pt * ph * pw, width, bias=False)
+        self.time = TimeEmbedding(width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final = FinalLayer(config)
+        self._initialise()
+        if config.position == "learnable":
+            t, h, w = config.max_size
+            self.position = LearnedPosition((t // pt, h // ph, w // pw), width)
+        if config.views:
+            self.view_embedding = nn.Embedding(config.views, config.view_channels)
+        if config.frame_repeat:
+            self.repeat_embedding = nn.Linear(1, config.view_channels)
+        if config.uncertainty:
+            self.uncertainty = Uncertainty(config.uncertainty)
+        if config.extra_channels:
+            self._add_extra_embed(config.extra_channels)
+
+    def _initialise(self) -> None:
+        """Xavier everywhere; blocks start without AdaLN-LoRA, so close to the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+        for linear in (self.time.linear_1, self.time.linear_2):
+            nn.init.normal_(linear.weight, std=0.02)
+        for block in self.blocks:
+            for name in ("self_modulation", "text_modulation", "mlp_modulation"):
+                nn.init.zeros_(block.get_submodule(name).up.weight)
+
+    @property
+    def sigma_data(self) -> float:
+        return self.config.sigma_data
+
+    @property
+    def width(self) -> int:
+        return self.config.width
+
+    @property
+    def fps(self) -> float:
+        """The frame rate to assume when a condition says none: that of the training."""
+        return self.world.fps if self.world is not None else self.config.base_fps
+
+    def forward(  # noqa: PLR0913  the documented call of the raw network
+        self,
+        x: Float[Tensor, "b c t h w"],
+        timestep: Float[Tensor, " b"],
+        text: Float[Tensor, "b n d"],
+        *,
+        fps: float | Tensor | None = 24.0,
+        condition_mask: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        views: int = 1,
+        frame_repeat: Tensor | None = None,
+        ports: Mapping[str, Tensor] | None = None,
+        residual: Residual | None = None,
+    ) -> Float[Tensor, "b c t h w"]:
+        """Return F of ``D(x) = c_skip x + c_out F(c_in x)``.
+
+        ``timestep`` is ``ln(sigma) / 4``; ``fps`` None means an image. ``condition_mask``
+        (b 1 t h w) is 1 on given frames, ``padding_mask`` (1 1 H W, pixels or latents) on
+        padding; None is zeros. With several ``views`` time and text are camera-major, and
+        ``frame_repeat`` (b v) says how often each camera's frame is repeated, in tens.
+        ``ports`` are the condition keys of fine-tuned networks; ``residual`` gives what to add
+        after each block.
+        """
+        ports = ports or {}
+        grid = tuple(n // p for n, p in zip(x.shape[2:], self.config.patch, strict=True))
+        x = self._add_channels(x, condition_mask, padding_mask)
+        if self.config.views:
+            x = self._add_views(x, views, ports.get("view"), frame_repeat)
+        tokens = self.embed(self._patchify(x))
+        if "channels" in ports:
+            tokens = tokens + self._extra(ports["channels"], tokens)
+        context = self._context(tokens, timestep, text, (grid[0] // views, *grid[1:]), fps, views)
+        context = add_to_time(context, ports)
+        for state in self._states(tokens, context, residual):
+            tokens = state
+        return self._unpatchify(self.final(tokens, context), grid)
+
+    def _states(
+        self, tokens: Tensor, context: Context, residual: Residual | None
+    ) -> Iterator[Tensor]:
+        """Yield the tokens after each block."""
+        for i, block in enumerate(self.blocks):
+            tokens = block(tokens, context)
+            if residual is not None:
+                tokens = tokens + residual(i, tokens, context)
+            yield tokens
+
+    def _add_channels(
+        self, x: Tensor, condition_mask: Tensor | None, padding: Tensor | None
+    ) -> Tensor:
+        b, _, t, h, w = x.shape
+        parts = [x]
+        if self.config.condition_mask:
+            mask = x.new_zeros(1) if condition_mask is None else condition_mask.to(x.dtype)
+            parts.append(mask.expand(b, 1, t, h, w))
+        elif condition_mask is not None:
+            raise ValueError("this network takes no given frames: its config has no condition_mask")
+        if self.config.padding_mask:
+            if padding is None:
+                mask = x.new_zeros(1)
+            else:
+                mask = F.interpolate(padding.to(x.dtype), size=(h, w), mode="nearest")[:, :, None]
+            parts.append(mask.expand(b, 1, t, h, w))
+        return torch.cat(parts, dim=1)
+
+    def _add_views(
+        self, x: Tensor, views: int, ids: Tensor | None, frame_repeat: Tensor | None
+    ) -> Tensor:
+        b, _, t, h, w = x.shape
+        if ids is None:
+            ids = repeat(torch.arange(views, device=x.device), "v -> b v", b=b)
+        embedding = self.view_embedding(ids)
+        if self.config.frame_repeat:
+            if frame_repeat is None:
+                frame_repeat = x.new_zeros(b, views)
+            embedding = embedding + self.repeat_embedding(frame_repeat[..., None].to(x.dtype))
+        planes = repeat(embedding, "b v c -> b c (v t) h w", t=t // views, h=h, w=w)
+        return torch.cat([x, planes.to(x.dtype)], dim=1)
+
+    def _patchify(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b n p"]:
+        pt, ph, pw = self.config.patch
+        pattern = "b c (t r) (h m) (w n) -> b (t h w) (c r m n)"
+        return rearrange(x, pattern, r=pt, m=ph, n=pw)
+
+    def _unpatchify(
+        self, x: Float[Tensor, "b n p"], grid: tuple[int, ...]
+    ) -> Float[Tensor, "b c t h w"]:
+        (t, h, w), (pt, ph, pw) = grid, self.config.patch
+        pattern = "b (t h w) (m n r c) -> b c (t r) (h m) (w n)"
+        return rearrange(x, pattern, t=t, h=h, w=w, m=ph, n=pw, r=pt)
+
+    def _extra(self, channels: Tensor, tokens: Tensor) -> Tensor:
+        if not self.config.extra_channels:
+            raise ValueError("condition 'channels' needs net.extend_input(k) first")
+        return self.extra_embed(self._patchify(channels.to(tokens.dtype)))
+
+    def _context(
+        self,
+        tokens: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        grid: tuple[int, int, int],
+        fps: float | Tensor | None,
+        views: int,
+    ) -> Context:
+        config = self.config
+        angles = rope_angles(grid, config.head_dim, config.rope_scale, fps, config.base_fps)
+        angles = tile_views(angles.to(tokens.device), views)[:, :, None]
+        position = None
+        if config.position == "learnable":
+            position = self.position(grid)
+        elif config.position == "sincos":
+            position = sincos_embedding(grid, config.width).to(tokens.device)
+        if position is not None:
+            position = tile_views(position[None], views).to(tokens.dtype)
+        time, shared = self.time(timestep.to(tokens.dtype))
+        return Context(
+            time=time[:, None],
+            shared=shared[:, None],
+            text=text.to(tokens.dtype),
+            cos=angles.cos(),
+            sin=angles.sin(),
+            position=position,
+            views=views,
+        )
+
+    def denoise(
+        self,
+        noisy: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, " b"],
+        condition: Mapping[str, Tensor],
+        /,
+        *,
+        residual: Residual | None = None,
+    ) -> Float[Tensor, "b c t h w"]:
+        """Return the best guess of the clean latents: EDM's D(x; sigma).
+
+        Condition keys: ``text`` (none: an empty one), ``fps`` (default: that of the training), ``given`` with
+        ``given_sigma`` (b; the noise in the given frames, default 0): there ``noisy`` is at
+        that noise level and comes back as it is; ``view`` (b v; text then holds the cameras'
+        one after another), ``channels``, ``adaln``, ``adaln_shared``. ``text_mask`` is
+        accepted and unused: padding is attended, as in the original.
+
+        Raises:
+            KeyError: an unknown condition key.
+        """
+        if unknown := set(condition) - set(CONDITIONS):
+            raise KeyError(
+                f"unknown condition {sorted(unknown)}; known are {', '.join(CONDITIONS)}"
+            )
+        x, c = self._scaled_input(noisy, sigma, condition)
+        out = self(
+            x,
+            noise_label(sigma),
+            self._text(noisy, condition),
+            fps=condition.get("fps", self.fps),
+            condition_mask=condition.get("given"),
+            views=condition["view"].shape[1] if "view" in condition else 1,
+            ports={key: condition[key] for key in PORTS if key in condition},
+            residual=residual,
+        )
+        clean = torch.addcmul(c.skip * noisy, c.out, out.to(noisy.dtype))
+        given = condition.get("given")
+        return clean if given is None else torch.where(given > 0, noisy, clean)
+
+    def _scaled_input(
+        self, noisy: Tensor, sigma: Tensor, condition: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Scalings]:
+        """Bring the input to unit variance, given frames by their own noise level."""
+        c = scalings(sigma, self.sigma_data)
+        into, given = c.into, condition.get("given")
+        if given is not None:
+            kept = condition.get("given_sigma", torch.zeros_like(sigma))
+            into = torch.where(given > 0, scalings(kept, self.sigma_data).into, into)
+        return (noisy * into).to(self.embed.weight.dtype), c
+
+    def _text(self, noisy: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        if "text" in condition:
+            return condition["text"]
+        # A zero text gives zero values, so one slot is worth as much as any number of them.
+        slots = condition["view"].shape[1] if "view" in condition else 1
+        return noisy.new_zeros(len(noisy), slots, self.config.text_dim)
+
+    def log_variance(self, sigma: Float[Tensor, " b"], /) -> Float[Tensor, " b"]:
+        """Return u(sigma), the learned log-variance of the loss, or zeros."""
+        if not self.config.uncertainty:
+            return torch.zeros_like(sigma)
+        return self.uncertainty(noise_label(sigma))
+
+    def extend_input(self, channels: int, /) -> None:
+        """Accept the condition ``channels``; its zero projection changes nothing at first."""
+        if self.config.extra_channels:
+            raise ValueError(f"the input has {self.config.extra_channels} extra channels already")
+        self.config = self.config.model_copy(update={"extra_channels": channels})
+        self._add_extra_embed(channels)
+
+    def _add_extra_embed(self, channels: int) -> None:
+        weight = self.embed.weight
+        patch = self.config.patch
+        self.extra_embed = nn.Linear(
+            channels * patch[0] * patch[1] * patch[2],
+            self.width,
+            bias=False,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        nn.init.zeros_(self.extra_embed.weight)
+
+    def features(
+        self,
+        noisy: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, " b"],
+        condition: Mapping[str, Tensor],
+        layers: Sequence[int],
+        /,
+    ) -> list[Tensor]:
+        """Return the tokens ``b n d`` after those blocks, counted from 0."""
+        seen: dict[int, Tensor] = {}
+
+        def record(i: int, tokens: Tensor, context: Context) -> Tensor:
+            seen[i] = tokens
+            return tokens.new_zeros(())
+
+        self.denoise(noisy, sigma, condition, residual=record)
+        return [seen[i] for i in layers]
+
+    def control_branch(self, layers: Sequence[int], /) -> "ControlBranch":
+        """Return a trainable copy of those blocks that steers this network by a hint."""
+        return ControlBranch(self, layers)
+
+
+def add_to_time(context: Context, ports: Mapping[str, Tensor]) -> Context:
+    """Add ``adaln`` to the time embedding, ``adaln_shared`` to the term of all blocks.
+
+    Either has one row for each sample, or one for each latent frame.
+    """
+    time, shared = (
+        old if new is None else old + (new if new.dim() == 3 else new[:, None]).to(old.dtype)
+        for old, new in (
+            (context.time, ports.get("adaln")),
+            (context.shared, ports.get("adaln_shared")),
+        )
+    )
+    frames = max(time.shape[1], shared.shape[1])
+    time, shared = (x.expand(-1, frames, -1) for x in (time, shared))
+    return Context(
+        time, shared, context.text, context.cos, context.sin, context.position, context.views
+    )
+
+
+class ControlBranch(nn.Module):
+    """Copied blocks that read a hint and add to the frozen network (ControlNet, 2302.05543).
+
+    Satisfies Denoiser, with one more condition key, ``hint``: latents of the control video.
+    Its output layers start at zero, so that the network's answers are unchanged at first.
+    The network itself is held by reference: it is in no state dict of the branch.
+    """
+
+    def __init__(self, net: DiffusionTransformer, layers: Sequence[int]) -> None:
+        super().__init__()
+        self._net = (net,)
+        self.layers = tuple(layers)
+        c = net.config
+        self.embed = nn.Linear(
+            c.latent_channels * c.patch[0] * c.patch[1] * c.patch[2], c.width, bias=False
+        )
+        self.blocks = nn.ModuleList(copy.deepcopy(net.blocks[i]) for i in self.layers)
+        self.outs = nn.ModuleList(nn.Linear(c.width, c.width, bias=False) for _ in self.layers)
+        for out in self.outs:
+            nn.init.zeros_(out.weight)
+        self.to(device=net.embed.weight.device, dtype=net.embed.weight.dtype)
+
+    @property
+    def sigma_data(self) -> float:
+        return self._net[0].sigma_data
+
+    def denoise(
+        self,
+        noisy: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, " b"],
+        condition: Mapping[str, Tensor],
+        /,
+    ) -> Float[Tensor, "b c t h w"]:
+        """Denoise as the network does, steered by ``condition["hint"]``."""
+        net = self._net[0]
+        hint = self.embed(net._patchify(condition["hint"].to(self.embed.weight.dtype)))
+        rest = {key: value for key, value in condition.items() if key != "hint"}
+        state: list[Tensor] = []
+
+        def steer(i: int, tokens: Tensor, context: Context) -> Tensor:
+            if i not in self.layers:
+                return tokens.new_zeros(())
+            place = self.layers.index(i)
+            entering = state[-1] if state else tokens + hint
+            state.append(self.blocks[place](entering, context))
+            return self.outs[place](state[-1])
+
+        return net.denoise(noisy, sigma, rest, residual=steer)

@@ -1,0 +1,435 @@
+"""A world model: words or frames in, the video that they describe or that follows them out."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from .checkpoint import load
+from .config import WorldSettings
+from .guards import Guards
+from .guidance import Guided
+from .interfaces import ConditionEncoder, LatentCodec, TextEncoder
+from .latents import decode_video, encode_video, fingerprint_of
+from .references import resolve
+from .samplers import SAMPLERS, Progress, SamplerName
+from .transformer import DiffusionTransformer
+from .video import to_frames, to_model
+
+logger = logging.getLogger(__name__)
+
+FEW_STEPS = 8
+"""Steps for one new frame of an action-conditioned model: the past leaves little to decide."""
+
+
+class WorldModel:
+    """Text2world, video2world, and rollouts under controls; keeps the contract WorldModel.
+
+    ``settings`` None takes the ``world.json`` that was loaded with ``net``, or Cosmos 1.0's
+    sizes. ``steps``, ``guidance`` and ``sampler`` are what every call uses unless it says
+    otherwise. Networks of image latents imagine frame by frame, one control row each.
+
+    Raises:
+        ValueError: a codec other than the one trained with, or parts of other sizes.
+    """
+
+    def __init__(  # noqa: PLR0913  the parts of a world, and its three dials
+        self,
+        net: DiffusionTransformer,
+        codec: LatentCodec,
+        text_encoder: TextEncoder | None = None,
+        condition_encoder: ConditionEncoder | None = None,
+        guard: object | Sequence[object] | None = None,
+        *,
+        settings: WorldSettings | None = None,
+        steps: int | None = None,
+        guidance: float | int | None = None,
+        sampler: SamplerName = "res2ab",
+    ) -> None:
+        self.settings = settings or net.world or WorldSettings()
+        check_codec(net, codec, self.settings)
+        if text_encoder is not None and text_encoder.dim != net.config.text_dim:
+            raise ValueError(
+                f"the text encoder makes {text_encoder.dim} features, the network takes"
+                f" {net.config.text_dim}"
+            )
+        guards = list(guard) if isinstance(guard, Sequence) else [guard] if guard else []
+        if not guards:
+            logger.warning("NO GUARD: prompts and videos of this world model go unchecked")
+        self.guards = Guards(guards)
+        self.net, self.codec = net, codec
+        self.text_encoder, self.condition_encoder = text_encoder, condition_encoder
+        few = FEW_STEPS if self.settings.latents == "image" else self.settings.steps
+        self.steps = few if steps is None else steps
+        self.guidance = self.settings.guidance if guidance is None else guidance
+        self.sampler: SamplerName = sampler
+
+    @property
+    def past_frames(self) -> int:
+        """Frames that a rollout looks back at."""
+        return self.settings.past_frames
+
+    @property
+    def _device(self) -> torch.device:
+        return self.net.embed.weight.device
+
+    @torch.no_grad()
+    def text2world(  # noqa: PLR0913  the documented call
+        self,
+        prompts: Sequence[str],
+        *,
+        frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        steps: int | None = None,
+        guidance: float | int | None = None,
+        sampler: SamplerName | None = None,
+        negative_prompt: str | None = None,
+        fps: float | int | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Float[Tensor, "b 3 t h w"]:
+        """Imagine one video for each prompt, in [-1, 1].
+
+        None takes the size, frame rate and guidance of the training. The noise is drawn on
+        the CPU: a seed gives the same video on every device, up to rounding. Without a
+        ``negative_prompt`` guidance leads away from no text at all.
+
+        Raises:
+            ValueError: sizes that the codec or the network does not take.
+            Refused: a guard refuses a prompt or a video.
+        """
+        s = self.settings
+        total = frames or (s.past_frames + s.frames if s.latents == "video" else s.past_frames + 1)
+        shape = self._latent_shape(total, height or s.height, width or s.width)
+        generator = torch.Generator().manual_seed(seed)
+        branches = self._branches(prompts, len(prompts), negative_prompt, fps, {})
+        guided = self._guided(branches, guidance)
+        noise = torch.randn(len(prompts), *shape, generator=generator)
+        latents = self._sample(guided, noise, steps, sampler, progress)
+        return self._show(self._decode(latents)[:, :, :total])
+
+    @torch.no_grad()
+    def video2world(  # noqa: PLR0913  the documented call
+        self,
+        past: Float[Tensor, "b 3 p h w"],
+        prompts: Sequence[str] | None = None,
+        *,
+        frames: int | None = None,
+        steps: int | None = None,
+        guidance: float | int | None = None,
+        sampler: SamplerName | None = None,
+        negative_prompt: str | None = None,
+        fps: float | int | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Float[Tensor, "b 3 f h w"]:
+        """Return the frames that follow ``past``, the new ones only; one picture will do.
+
+        Raises:
+            ValueError: sizes that the codec or the network does not take.
+            Refused: a guard refuses a prompt, the past, or the answer.
+        """
+        count = self.settings.frames if frames is None else frames
+        self._check_past(past, count)
+        self._show(past, what="input video")
+        branches = self._branches(prompts, len(past), negative_prompt, fps, {})
+        guided = self._guided(branches, guidance)
+        generator = torch.Generator().manual_seed(seed)
+        plan = _Plan(guided, generator, steps, sampler, progress)
+        if self.settings.latents == "image":
+            return self._show(self._frames(past, count, plan, None))
+        return self._show(torch.cat(list(self._stretches(past, count, plan, None)), dim=2))
+
+    @torch.no_grad()
+    def rollout(
+        self,
+        past: Float[Tensor, "b 3 p h w"],
+        /,
+        *,
+        frames: int,
+        controls: Mapping[str, Tensor] | None = None,
+        prompts: Sequence[str] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b 3 f h w"]:
+        """Return the ``frames`` frames after ``past``, the new ones only.
+
+        The loop of planners and environments: prompts are guarded, frames are not. A batch of
+        one ``past`` serves any number of ``controls``. Controls whose second axis is a multiple
+        of ``frames`` are spread evenly over the new frames; others count as a whole.
+
+        Raises:
+            ValueError: wrong sizes, or controls without a condition encoder.
+            Refused: a guard refuses a prompt.
+        """
+        self._check_past(past, frames)
+        controls = dict(controls or {})
+        count = max([len(past), *(len(x) for x in controls.values())])
+        if len(past) not in (1, count):
+            raise ValueError(f"{len(past)} pasts for {count} controls; one, or as many")
+        branches = self._branches(prompts, count, None, None, {})
+        generator = generator or torch.Generator().manual_seed(0)
+        plan = _Plan(self._guided(branches, None), generator, None, None, None)
+        control = _Controls(controls, frames, self.condition_encoder) if controls else None
+        if self.settings.latents == "image":
+            return self._frames(past, frames, plan, control)
+        past = past.expand(count, -1, -1, -1, -1)
+        return torch.cat(list(self._stretches(past, frames, plan, control)), dim=2)
+
+    def _stretches(
+        self, past: Tensor, frames: int, plan: "_Plan", control: "_Controls | None"
+    ) -> Iterator[Float[Tensor, "b 3 f h w"]]:
+        """Yield stretches as long as in training, each from the last frames so far."""
+        ct, s, done = self.codec.compression[0], self.settings, 0
+        while done < frames:
+            known = min(past.shape[2], s.past_frames)
+            known -= (known - 1) % ct
+            kept = self._encode(past[:, :, -known:])
+            most = max(1, (s.past_frames + s.frames - known) // ct)
+            new = min(most, math.ceil((frames - done) / ct))
+            stretch = min(ct * new, frames - done)
+            guided = plan.guided.with_ports(control.of(done, stretch) if control else {})
+            latents = self._continue(kept, new, plan, guided)
+            video = self._decode(latents)[:, :, known : known + stretch].to(past)
+            past = torch.cat([past, video], dim=2)
+            done += stretch
+            yield video
+
+    def _frames(
+        self, past: Tensor, frames: int, plan: "_Plan", control: "_Controls | None"
+    ) -> Float[Tensor, "b 3 f h w"]:
+        """Imagine frame by frame in latents; decode once, at the end."""
+        latents = self._encode(past[:, :, -self.past_frames :])
+        latents = latents.expand(plan.guided.batch, -1, -1, -1, -1)
+        for i in range(frames):
+            guided = plan.guided.with_ports(control.of(i, 1) if control else {})
+            window = self._continue(latents[:, :, -self.past_frames :], 1, plan, guided)
+            latents = torch.cat([latents, window[:, :, -1:]], dim=2)
+        return self._decode(latents[:, :, -frames:]).to(past)
+
+    def _continue(
+        self, kept: Float[Tensor, "b c k h w"], new: int, plan: "_Plan", guided: Guided
+    ) -> Float[Tensor, "b c t h w"]:
+        """Sample ``new`` latent frames after the kept ones."""
+        b, c, k, h, w = kept.shape
+        noises = torch.randn(2, b, c, k + new, h, w, generator=plan.generator).to(kept)
+        given = kept.new_zeros(b, 1, k + new, h, w)
+        given[:, :, :k] = 1
+        kept = torch.cat([kept, kept.new_zeros(b, c, new, h, w)], dim=2)
+        guided.give(kept, given, noises[1], self.settings.given_sigma)
+        return self._sample(guided, noises[0], plan.steps, plan.sampler, plan.progress)
+
+    def _sample(
+        self,
+        guided: Guided,
+        noise: Tensor,
+        steps: int | None,
+        sampler: SamplerName | None,
+        progress: Progress | None,
+    ) -> Tensor:
+        steps = self.steps if steps is None else steps
+        if steps < 2:
+            raise ValueError(f"a sampler needs two steps or more, got {steps}")
+        name = sampler or self.sampler
+        if name not in SAMPLERS:
+            raise ValueError(f"no sampler {name!r}; there are {', '.join(SAMPLERS)}")
+        device = self._device
+        noise = noise.to(device)
+        return SAMPLERS[name](guided, noise, steps, progress=progress).float()
+
+    def _branches(
+        self,
+        prompts: Sequence[str] | None,
+        count: int,
+        negative_prompt: str | None,
+        fps: float | int | None,
+        extra: Mapping[str, Tensor],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        """Return the conditions with the prompts' text, and with the negative one's or none."""
+        rate = torch.full((count,), float(fps or self.settings.fps), device=self._device)
+        base = {"fps": rate, **extra}
+        if prompts is None:
+            return base, None
+        if self.text_encoder is None:
+            raise ValueError("prompts need a text encoder, and this world model has none")
+        if len(prompts) not in (1, count):
+            raise ValueError(f"{len(prompts)} prompts for {count} videos; one, or as many")
+        for text in (*prompts, *([negative_prompt] if negative_prompt else [])):
+            self.guards.check_prompt(text)
+        text = self._embed(prompts).expand(count, -1, -1)
+        none = torch.zeros_like(text)
+        if negative_prompt:
+            none = self._embed([negative_prompt]).expand(count, -1, -1)
+        return {**base, "text": text}, {**base, "text": none}
+
+    def _embed(self, prompts: Sequence[str]) -> Tensor:
+        encoder = cast(TextEncoder, self.text_encoder)
+        return encoder.encode(list(prompts))[0].to(self._device)
+
+    def _guided(
+        self,
+        branches: tuple[dict[str, Tensor], dict[str, Tensor] | None],
+        guidance: float | int | None,
+    ) -> Guided:
+        value = self.guidance if guidance is None else guidance
+        return Guided(self.net, *branches, guidance=float(value))
+
+    def _encode(self, video: Tensor) -> Tensor:
+        latents = encode_video(self.codec, video, self.settings.latents)
+        return latents.float().to(self._device) * self.net.sigma_data
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return decode_video(self.codec, latents / self.net.sigma_data, self.settings.latents)
+
+    def _latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return c t h w of a video, t rounded up."""
+        ct, ch, cw = self.codec.compression
+        ct = 1 if self.settings.latents == "image" else ct
+        _, ph, pw = self.net.config.patch
+        if height % (ch * ph) or width % (cw * pw) or frames < 1:
+            raise ValueError(
+                f"{frames} frames of {height}x{width}: the height must be a multiple of {ch * ph},"
+                f" the width of {cw * pw}, and there must be one frame or more"
+            )
+        size = (1 + math.ceil((frames - 1) / ct), height // ch, width // cw)
+        if any(n > m for n, m in zip(size, self.net.config.max_size, strict=True)):
+            raise ValueError(f"latents {size} are larger than the network's {self._largest}")
+        return self.net.config.latent_channels, *size
+
+    @property
+    def _largest(self) -> tuple[int, int, int]:
+        return self.net.config.max_size
+
+    def _check_past(self, past: Tensor, frames: int) -> None:
+        if not self.net.config.condition_mask:
+            raise ValueError("this network is text2world only: it takes no frames")
+        if not past.shape[2]:
+            raise ValueError("past holds no frame")
+        self._latent_shape(frames, *past.shape[-2:])
+
+    def _show(
+        self, video: Float[Tensor, "b 3 t h w"], *, what: str = "video"
+    ) -> Float[Tensor, "b 3 t h w"]:
+        """Return the video, clamped, as the guards let it pass."""
+        video = video.float().clamp(-1, 1)
+        if not self.guards.guards:
+            return video
+        shown = []
+        for sample in video:
+            frames = to_frames(sample[None])
+            cleared = self.guards.clear(frames, what=what)
+            same = torch.equal(cleared, frames)
+            shown.append(sample[None] if same else to_model(cleared).to(sample))
+        return torch.cat(shown)
+
+
+class _Plan:
+    """How the stretches of one call are sampled."""
+
+    def __init__(
+        self,
+        guided: Guided,
+        generator: torch.Generator,
+        steps: int | None,
+        sampler: SamplerName | None,
+        progress: Progress | None,
+    ) -> None:
+        self.guided, self.generator = guided, generator
+        self.steps, self.sampler, self.progress = steps, sampler, progress
+
+
+class _Controls:
+    """The controls of a rollout, handed out stretch by stretch."""
+
+    def __init__(
+        self, controls: Mapping[str, Tensor], frames: int, encoder: ConditionEncoder | None
+    ) -> None:
+        if encoder is None:
+            raise ValueError("controls need a condition encoder, and this world model has none")
+        self.controls, self.frames, self.encoder = controls, frames, encoder
+        action = controls.get("action")
+        if action is not None and (action.dim() != 3 or action.shape[1] % frames):
+            raise ValueError(
+                f"actions of shape {tuple(action.shape)} do not spread over {frames} frames"
+            )
+
+    def of(self, start: int, count: int) -> Mapping[str, Tensor]:
+        """Return the network's conditions for the new frames ``start`` to ``start + count``."""
+        inputs = {}
+        for name, x in self.controls.items():
+            rate, rest = divmod(x.shape[1], self.frames) if x.dim() > 1 else (0, 1)
+            spread = rate and not rest
+            inputs[name] = x[:, start * rate : (start + count) * rate] if spread else x
+        return self.encoder.encode(inputs)
+
+
+def check_codec(net: DiffusionTransformer, codec: LatentCodec, settings: WorldSettings) -> None:
+    """Refuse a codec that the network was not trained with.
+
+    Raises:
+        ValueError: names both.
+    """
+    if codec.latent_channels != net.config.latent_channels:
+        raise ValueError(
+            f"the codec makes {codec.latent_channels} latent channels, the network takes"
+            f" {net.config.latent_channels}"
+        )
+    wanted, found = settings.codec_fingerprint, fingerprint_of(codec)
+    if wanted and found and wanted != found:
+        raise ValueError(
+            f"the network was trained with codec {settings.codec or '?'} ({wanted}), this one is"
+            f" {found}: their latents differ"
+        )
+
+
+def load_world(
+    source: str | Path,
+    *,
+    codec: LatentCodec | str | None = None,
+    text_encoder: TextEncoder | str | None = None,
+    condition_encoder: ConditionEncoder | str | None = None,
+    guard: object | Sequence[object] | None = None,
+    device: str = "cpu",
+) -> WorldModel:
+    """Load a world model with the codec and the text encoder that its ``world.json`` names.
+
+    A part may also be given, as an object, a registered name or ``module:callable``.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: a part that is not installed, is none, or is not the one trained with.
+    """
+    net = load(source, device=device)
+    settings = net.world or WorldSettings()
+    codec = codec or settings.codec
+    if not codec:
+        raise ValueError(f"{source}: has no world.json that names a codec; give one")
+    parts = (
+        _part(codec, "wfm.codecs", LatentCodec),
+        _part(text_encoder or settings.text_encoder, "wfm.text_encoders", TextEncoder),
+        _part(condition_encoder, "wfm.condition_encoders", ConditionEncoder),
+    )
+    for part in parts:
+        if isinstance(part, torch.nn.Module):
+            part.to(device)
+    return WorldModel(net, *parts, guard)
+
+
+def _part(part: object, group: str, contract: type) -> object:
+    """Resolve a part that is given by name; check that it is one."""
+    if isinstance(part, str):
+        name, part = part, resolve(part, group)
+        if not isinstance(part, contract):
+            raise ValueError(f"{name}: gives a {type(part).__name__}, not a {contract.__name__}")
+    return part
+
+
+def pico_world_model() -> WorldModel:
+    """Load the world model that ships with this package, with its codec and text encoder."""
+    return load_world("builtin:pico")
