@@ -194,7 +194,8 @@ def _pictures(seen: Scan, piece: split.Piece) -> np.ndarray:
 
 def _strip(pictures: np.ndarray) -> bytes:
     chosen = pictures[np.linspace(0, len(pictures) - 1, STRIP_PICTURES).round().astype(int)]
-    strip = np.concatenate(list(chosen), axis=1)[..., ::-1]
+    framed = [np.pad(p, ((0, 0), (1, 1), (0, 0)), constant_values=255) for p in chosen]
+    strip = np.concatenate(framed, axis=1)[..., ::-1]
     scale = STRIP_HEIGHT / strip.shape[0]
     if scale < 1:
         strip = cv2.resize(strip, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

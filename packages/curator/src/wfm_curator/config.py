@@ -19,8 +19,9 @@ class SplitConfig(Settings):
     method: Literal["content", "transnet", "stride", "whole"] = Field(
         "content", description="content: colour change; transnet: TransNetV2 (extra [transnet])"
     )
-    ratio: float = Field(3.0, gt=1, description="content: a cut stands out this much")
-    content: float = Field(15.0, gt=0, description="content: and changes HSV by this, of 255")
+    content: float = Field(15.0, gt=0, description="content: a cut changes HSV by this, of 255")
+    recoloured: float = Field(0.2, ge=0, le=1, description="and this share of pixels, and it")
+    ratio: float = Field(2.5, gt=1, description="stands out this much from the frames around")
     threshold: float = Field(0.4, gt=0, lt=1, description="transnet: probability of a cut")
     stride: float = Field(10.0, gt=0, description="stride: seconds of each piece")
     min_seconds: float = Field(2.0, ge=0, description="a shorter piece is rejected")

@@ -99,16 +99,19 @@ class _Run:
                 units.append(AnalyseUnit(recording, mark, self.config.split))
         for done, outcome in enumerate(self._pool(analyse_unit, units), 1):
             facts, clips = outcome.value or ({}, [])
-            self._record(outcome.unit, outcome, facts, clips)
+            self._record(outcome.unit, outcome.unit.mark, outcome, facts, clips)
             if done % COMMIT_EVERY == 0:
                 self.ledger.commit()
             self.progress("measure", done, len(units))
         self.ledger.commit()
 
-    def _record(self, unit: Any, outcome: pool.Outcome, facts: dict, clips: list) -> None:
+    def _record(
+        self, unit: Any, mark: str, outcome: pool.Outcome, facts: dict, clips: list
+    ) -> None:
         state = "done" if not outcome.error else "quarantined" if outcome.lasting else "failed"
-        error = outcome.error.replace(str(unit.recording.path), unit.recording.path.name)
-        self.ledger.put(unit.recording.name, Row(unit.mark, state, error, facts), clips)
+        path = unit.recording.path
+        error = outcome.error.removeprefix(f"{path}: ").replace(str(path), path.name)
+        self.ledger.put(unit.recording.name, Row(mark, state, error, facts), clips)
 
     def _pool(self, function: Callable, units: Sequence) -> Iterator[pool.Outcome]:
         run = self.config.run
@@ -147,9 +150,7 @@ class _Run:
         for done, outcome in enumerate(self._pool(cut_unit, units), 1):
             if outcome.error:
                 row = rows[outcome.unit.recording.name]
-                state = "quarantined" if outcome.lasting else "failed"
-                failed = Row(row.mark, state, outcome.error, {})
-                self.ledger.put(outcome.unit.recording.name, failed, [])
+                self._record(outcome.unit, row.mark, outcome, {}, [])
                 good = False
             self.progress("cut", done, len(units))
         self.ledger.commit()
@@ -161,7 +162,8 @@ class _Run:
         outputs = tuple(self._piece(e) for e in ordered)
         config = self.config.shard
         info = info_from(facts["info"])
-        return CutUnit(recording, spans, outputs, info, config.crf, config.preset)
+        whole = len(facts["clips"]) == 1
+        return CutUnit(recording, spans, outputs, info, config.crf, config.preset, whole)
 
     def _piece(self, entry: Entry) -> Path:
         config = self.config.shard

@@ -79,9 +79,7 @@ def mark_duplicates(
     config: CurateConfig,
 ) -> None:
     """Of clips that are alike keep the largest, then the best, then the longest, then the first."""
-    ranks = [
-        (e.height * e.width, e.scores["quality"], e.frames, -i) for i, e in enumerate(kept)
-    ]
+    ranks = [(e.height * e.width, e.scores["quality"], e.frames, -i) for i, e in enumerate(kept)]
     vectors = [embeddings[e.recording, e.number] for e in kept]
     for found in dedup.find_duplicates(vectors, ranks, config.dedup):
         entry = kept[found.index]

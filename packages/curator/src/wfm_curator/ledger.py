@@ -113,7 +113,9 @@ class Ledger:
 
     def put_shard(self, path: str, mark: str, size: int, members: Any) -> None:
         text = json.dumps(members)
-        self.db.execute("INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?)", (path, mark, size, text))
+        self.db.execute(
+            "INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?)", (path, mark, size, text)
+        )
 
     def forget_shard(self, path: str) -> None:
         self.db.execute("DELETE FROM shards WHERE path = ?", (path,))

@@ -78,7 +78,8 @@ class CurationReport:
         lines = [
             f"{self.recordings} recordings, {self.clips} clips",
             f"  kept         {self.kept:6d}  ({self.seconds_kept:.1f} s in {self.shards} shards)",
-            f"  rejected     {sum(self.rejected.values()):6d}" + (f"  ({reasons})" if reasons else ""),
+            f"  rejected     {sum(self.rejected.values()):6d}"
+            + (f"  ({reasons})" if reasons else ""),
             f"  duplicates   {self.duplicates:6d}",
             f"  quarantined  {len(self.quarantined):6d}  recordings",
             *(f"    {name}: {error}" for name, error in self.quarantined.items()),
@@ -146,7 +147,11 @@ def write_manifest(out: Path, entries: Sequence[Entry]) -> None:
     fields += [(name, pa.int64()) for name in ("number", "start", "stop", "frames")]
     fields += [(name, pa.int64()) for name in ("height", "width")]
     fields += [(name, pa.float64()) for name in ("start_seconds", "stop_seconds", "fps")]
-    fields += [("duplicate_of", pa.string()), ("cosine", pa.float64()), ("difference", pa.float64())]
+    fields += [
+        ("duplicate_of", pa.string()),
+        ("cosine", pa.float64()),
+        ("difference", pa.float64()),
+    ]
     fields += [(n, pa.string()) for n in ("caption", "caption_source", "hash", "shard")]
     fields += [("tags", pa.list_(pa.string()))]
     fields += [(f"score_{name}", pa.float64()) for name in names]

@@ -4,11 +4,14 @@ Flow is DIS (Kroeger et al. 2016). Unlike the motion vectors of a codec it does 
 who encoded the file, and a robot arm in front of a fixed camera is told from a still picture.
 """
 
+from functools import cache
+
 import cv2
 import numpy as np
 
 NAMES = ("motion", "moving", "change", "pan", "tilt", "zoom", "roll", "object")
 
+SMALL = 128  # pixels of the longer side
 GRID_SHARE = 32  # grid points along the longer side
 INLIER = 0.7  # pixels
 OBJECT = 0.5  # pixels that a point must stray from the camera's motion
@@ -24,7 +27,7 @@ def measure(first: np.ndarray, second: np.ndarray, seconds: float) -> dict[str, 
     the picture that moves otherwise than the camera.
     """
     h, w = first.shape
-    flow = _flow().calc(first, second, None)
+    flow = _flow(max(h, w) <= SMALL).calc(first, second, None)
     length = np.hypot(flow[..., 0], flow[..., 1])
     camera, object_share = _camera(first, flow)
     rates = {k: v / seconds for k, v in camera.items()}
@@ -37,13 +40,11 @@ def measure(first: np.ndarray, second: np.ndarray, seconds: float) -> dict[str, 
     }
 
 
-_DIS: list[cv2.DISOpticalFlow] = []  # made once for each process
-
-
-def _flow() -> cv2.DISOpticalFlow:
-    if not _DIS:
-        _DIS.append(cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST))
-    return _DIS[0]
+@cache  # made once for each process
+def _flow(small: bool) -> cv2.DISOpticalFlow:
+    """On small pictures even the fastest preset works at full resolution."""
+    fastest, fast = cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST, cv2.DISOPTICAL_FLOW_PRESET_FAST
+    return cv2.DISOpticalFlow_create(fastest if small else fast)
 
 
 def _largest_change(first: np.ndarray, second: np.ndarray) -> float:

@@ -6,6 +6,7 @@ end by themselves when the parent is gone.
 """
 
 import json
+import logging
 import os
 import pickle
 import queue
@@ -15,6 +16,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
+
+logger = logging.getLogger(__name__)
 
 BOOT = "import json,sys; sys.path[:]=json.loads(sys.argv[1]); from {} import serve; serve()"
 
@@ -77,6 +80,9 @@ def _attempt(function: Callable[[Any], Any], unit: Any) -> Outcome:
     except (ValueError, MemoryError, OSError) as e:
         lasting = not isinstance(e, OSError) or isinstance(e, FileNotFoundError)
         return Outcome(unit, error=" ".join(f"{e}".split()) or type(e).__name__, lasting=lasting)
+    except Exception as e:  # a fault of ours or of a library: one unit's trouble, not the run's
+        logger.exception("%s", unit)
+        return Outcome(unit, error=f"{type(e).__name__}: {e}", lasting=False)
 
 
 class _Child:
@@ -128,6 +134,8 @@ class _Child:
     def _ask(self, unit: Any) -> tuple[tuple | None, str]:
         """Return the child's answer, or None and what became of the child."""
         process = self.process = self.process or self._start()
+        if self.stopped:  # meanwhile; `stop` may have come before there was a process to end
+            process.kill()
         late = threading.Event()
         timer = threading.Timer(self.timeout, lambda: (late.set(), process.kill()))
         timer.start()

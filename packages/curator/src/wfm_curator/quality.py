@@ -51,7 +51,10 @@ def blocking(gray: np.ndarray) -> float:
     if h < 24 or w < 24:
         return 0.0
     picture, worst = gray.astype(np.float32), 0.0
-    for steps in (np.abs(np.diff(picture, axis=0)).mean(1), np.abs(np.diff(picture, axis=1)).mean(0)):
+    for steps in (
+        np.abs(np.diff(picture, axis=0)).mean(1),
+        np.abs(np.diff(picture, axis=1)).mean(0),
+    ):
         on = steps[7::8].mean()
         off = (steps.sum() - steps[7::8].sum()) / (len(steps) - len(steps[7::8]))
         worst = max(worst, float((on - off) / (off + 1)))

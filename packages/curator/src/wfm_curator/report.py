@@ -28,7 +28,7 @@ h3 { font-size: 15px; margin: 20px 0 8px } .soft { color: var(--soft) }
 table { border-collapse: collapse; width: 100%; background: var(--card) }
 td, th { border: 1px solid var(--line); padding: 6px 10px; text-align: left; vertical-align: top }
 td.n { text-align: right; font-variant-numeric: tabular-nums } td.wide { width: 55% }
-.bar { height: 14px; border-radius: 3px; min-width: 2px }
+.bar { height: 14px; border-radius: 3px }
 .sheet { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(256px, 1fr)) }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: 8px; overflow: hidden } figure img { width: 100%; display: block; border-radius: 4px }
@@ -78,13 +78,17 @@ def _head(report: CurationReport) -> str:
         ("recordings", f"{report.recordings:,}", f"{len(report.quarantined):,} quarantined"),
         ("clips found", f"{report.clips:,}", f"{total:,} frames"),
         ("clips kept", f"{report.kept:,}", share),
-        ("kept footage", _duration(report.seconds_kept), f"in {report.shards:,} shards"),
+        ("kept footage", _duration(report.seconds_kept), f"in {_count(report.shards, 'shard')}"),
     )
     boxes = "".join(
         f"<div class=card>{name}<b>{value}</b><span class=soft>{note}</span></div>"
         for name, value, note in cards
     )
     return f"<h1>Curation report</h1><div class=cards>{boxes}</div>"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
 def _duration(seconds: float) -> str:
@@ -118,14 +122,15 @@ def _histograms(clips: Sequence[Entry]) -> str:
 
 
 def _histogram(values: Sequence[float], name: str) -> str:
-    counts, edges = np.histogram(values, bins=BINS)
+    low, high = min(values), max(values)
+    counts, _ = np.histogram(values, bins=BINS, range=(low, high if high > low else low + 1))
     top = counts.max()
     bars = "".join(
         f'<rect x="{i * 10}" y="{70 - 68 * n / top:.1f}" width="9" height="{68 * n / top:.1f}"/>'
         for i, n in enumerate(counts)
     )
     svg = f'<svg viewBox="0 0 {BINS * 10} 72" preserveAspectRatio="none">{bars}</svg>'
-    ends = f"<span class=soft>{edges[0]:.3g} to {edges[-1]:.3g}</span>"
+    ends = f"<span class=soft>{low:.3g} to {high:.3g}</span>"
     return f"<div class=card>{name}{svg}{ends}</div>"
 
 

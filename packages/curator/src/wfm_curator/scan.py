@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from . import motion, quality
 from .video import VideoError, VideoInfo, constant_rate, decode, describe, open_video, upright
@@ -26,7 +27,8 @@ FLOW_SIDE, PICTURE_SIDE = 256, 64
 class Scan:
     """What one pass saw.
 
-    ``change`` is how far each frame is from the one before (mean HSV difference, of 255).
+    ``change`` is how far each frame is from the one before (mean HSV difference, of 255), and
+    ``recoloured`` the share of its pixels that have another colour than any there (0 to 1).
     ``columns`` hold one value for each of the frames in ``sampled``: the measurements of
     `quality` and `motion`; NaN where no later frame was left to compare with.
     ``pictures`` are those frames, small, uint8 ``n h w 3``. ``tiny`` is every frame at 27x48
@@ -39,6 +41,7 @@ class Scan:
     times: np.ndarray
     corrupt: np.ndarray
     change: np.ndarray
+    recoloured: np.ndarray
     sampled: np.ndarray
     columns: dict[str, np.ndarray]
     pictures: np.ndarray
@@ -88,6 +91,7 @@ class _Collector:
     pts: list[int] = field(default_factory=list)
     corrupt: list[bool] = field(default_factory=list)
     change: list[float] = field(default_factory=list)
+    recoloured: list[float] = field(default_factory=list)
     rows: list[dict[str, float]] = field(default_factory=list)
     sampled: list[int] = field(default_factory=list)
     pictures: list[np.ndarray] = field(default_factory=list)
@@ -101,7 +105,8 @@ class _Collector:
         self.size = _fit(info.width, info.height, FLOW_SIDE)
         turned = info.rotation in (90, 270)
         self.small = _fit(*(self.size[::-1] if turned else self.size), PICTURE_SIDE)
-        self.before: np.ndarray | None = None
+        self.before: tuple[np.ndarray, np.ndarray] | None = None
+        self.rgb, self.gray = VideoReformatter(), VideoReformatter()  # making one is slow
         self.waiting: list[tuple[int, int, np.ndarray]] = []
 
     def add(self, frame: av.VideoFrame) -> None:
@@ -111,8 +116,7 @@ class _Collector:
             raise VideoError(f"{self.name}: picture size changes from {sizes} at frame {index}")
         self.pts.append(frame.pts if frame.pts is not None else _following(self.pts))
         self.corrupt.append(bool(frame.is_corrupt))
-        width, height = self.size
-        picture = frame.to_ndarray(format="rgb24", width=width, height=height)
+        picture = self.rgb.reformat(frame, *self.size, format="rgb24").to_ndarray()
         picture = upright(picture, info.rotation)
         small = cv2.resize(picture, self.small, interpolation=cv2.INTER_AREA)
         self._compare(small)
@@ -123,7 +127,7 @@ class _Collector:
             gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
             self.sampled.append(index)
             self.pictures.append(small)
-            self.rows.append(quality.measure(frame.to_ndarray(format="gray")))
+            self.rows.append(quality.measure(self.gray.reformat(frame, format="gray").to_ndarray()))
             self.waiting.append((len(self.rows) - 1, index, gray))
         if self.waiting and index - self.waiting[0][1] == self.lag:
             row, earlier, start = self.waiting.pop(0)
@@ -134,13 +138,17 @@ class _Collector:
 
     def _compare(self, small: np.ndarray) -> None:
         hsv = cv2.cvtColor(small, cv2.COLOR_RGB2HSV).astype(np.int16)
-        if self.before is None:
-            self.change.append(0.0)
-        else:
-            apart = np.abs(hsv - self.before)
+        bins = (hsv[..., 0] // 23) * 16 + (hsv[..., 1] // 64) * 4 + hsv[..., 2] // 64
+        colours = np.bincount(bins.ravel(), minlength=128) / bins.size
+        change = recoloured = 0.0
+        if self.before is not None:
+            apart = np.abs(hsv - self.before[0])
             apart[..., 0] = np.minimum(apart[..., 0], 180 - apart[..., 0])  # hue is a circle
-            self.change.append(float(apart.mean()))
-        self.before = hsv
+            change = float(apart.mean())
+            recoloured = float(np.abs(colours - self.before[1]).sum()) / 2
+        self.change.append(change)
+        self.recoloured.append(recoloured)
+        self.before = hsv, colours
 
     def finish(self) -> Scan:
         n, promised = len(self.pts), self.info.promised
@@ -156,6 +164,7 @@ class _Collector:
             times=times,
             corrupt=np.array(self.corrupt),
             change=np.array(self.change, dtype=np.float32),
+            recoloured=np.array(self.recoloured, dtype=np.float32),
             sampled=np.array(self.sampled),
             columns={k: np.array([row.get(k, np.nan) for row in self.rows]) for k in names},
             pictures=np.stack(self.pictures),

@@ -65,7 +65,10 @@ def write_tar(path: Path, members: Iterable[Member]) -> dict[str, tuple[int, int
     partial = path.with_name(path.name + ".partial")
     places = {}
     try:
-        with partial.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        with (
+            partial.open("wb") as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
             for name, data in members:
                 entry = tarfile.TarInfo(name)
                 entry.size, entry.mode = len(data), 0o644

@@ -33,7 +33,7 @@ def shots(scan: Scan, config: SplitConfig) -> list[int]:
             length = max(1, round(config.stride * scan.fps))
             return list(range(0, len(scan), length))
         case "content":
-            return [0, *content_cuts(scan.change, config.content, config.ratio)]
+            return [0, *content_cuts(scan.change, scan.recoloured, config)]
         case "transnet":
             from .transnet import cuts
 
@@ -41,18 +41,18 @@ def shots(scan: Scan, config: SplitConfig) -> list[int]:
             return [0, *cuts(scan.tiny, config.threshold)]
 
 
-def content_cuts(change: np.ndarray, least: float, ratio: float) -> list[int]:
-    """Return frames that differ from the one before by much, and by much more than their like.
+def content_cuts(change: np.ndarray, recoloured: np.ndarray, config: SplitConfig) -> list[int]:
+    """Return the first frames of new shots.
 
-    The second condition keeps fast motion in one piece: there all frames differ by much.
+    There the picture changes by much, by more than in the frames around, and to other colours.
+    The last condition keeps fast motion in one piece: what moves takes its colours along.
     """
-    n = len(change)
     cuts = []
-    for i in np.flatnonzero(change >= least):
+    for i in np.flatnonzero((change >= config.content) & (recoloured >= config.recoloured)):
         near = np.r_[change[max(1, i - WINDOW) : i], change[i + 1 : i + 1 + WINDOW]]
         usual = max(float(near.mean()) if len(near) else 0.0, 1.0)
-        highest = change[i] >= change[max(1, i - WINDOW) : min(n, i + WINDOW + 1)].max()
-        if i > 0 and highest and change[i] >= ratio * usual:
+        highest = change[i] >= near.max(initial=0.0)
+        if highest and change[i] >= config.ratio * usual:
             cuts.append(int(i))
     return cuts
 

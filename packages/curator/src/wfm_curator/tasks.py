@@ -6,7 +6,7 @@ from typing import Any
 
 from .analysis import Analysis, Recording, analyse
 from .config import SplitConfig
-from .video import Span, VideoInfo, Writer, cut
+from .video import Span, VideoInfo, Writer, copy_stream, cut
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class CutUnit:
     info: VideoInfo
     crf: int
     preset: str
+    whole: bool
 
 
 def analyse_unit(unit: AnalyseUnit) -> tuple[dict[str, Any], list[tuple[bytes, bytes, bytes]]]:
@@ -37,6 +38,10 @@ def analyse_unit(unit: AnalyseUnit) -> tuple[dict[str, Any], list[tuple[bytes, b
 
 
 def cut_unit(unit: CutUnit) -> None:
-    """Write the clips of a recording."""
+    """Write the clips of a recording; H.264 that stays whole is not encoded again."""
+    if unit.whole and unit.info.codec == "h264" and not unit.info.rotation:
+        (span,), (output,) = unit.spans, unit.outputs
+        if copy_stream(unit.recording.path, output, span.stop - span.start):
+            return
     writer = Writer(unit.info, unit.crf, unit.preset)
     cut(unit.recording.path, unit.spans, unit.outputs, writer)

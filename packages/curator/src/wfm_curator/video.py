@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import av
@@ -20,6 +20,9 @@ av.logging.set_level(None)  # decoders' chatter; what matters comes back as an e
 SUFFIXES = frozenset(
     ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .m2ts .wmv .flv .ogv .3gp .gif .y4m .mxf".split()
 )
+
+
+COLOURS = ("color_range", "colorspace", "color_primaries", "color_trc")
 
 
 class VideoError(ValueError):
@@ -58,7 +61,7 @@ def open_video(source: str | Path | bytes) -> Iterator[av.container.InputContain
     except (av.FFmpegError, ValueError) as e:
         if not isinstance(source, bytes) and Path(source).stat().st_size == 0:
             raise VideoError(f"{name}: the file is empty") from e
-        raise VideoError(f"{name}: not a video, or cut off ({_reason(e)})") from e
+        raise VideoError(f"{name}: cannot be opened as a video ({_reason(e)})") from e
     with container:
         if not container.streams.video:
             raise VideoError(f"{name}: no video stream")
@@ -140,54 +143,79 @@ class Span:
     exact: bool = True
 
 
+class _LostError(Exception):
+    """After a seek, no frame had the timestamp that was looked for."""
+
+
 def cut(source: Path, spans: Sequence[Span], outputs: Sequence[Path], writer: "Writer") -> None:
     """Write frames of each span, ordered and apart, to its own mp4; decode but once.
 
     Raises:
         VideoError: the file no longer yields the frames that were seen before.
     """
+    first = spans[0]
+    try:
+        _cut(source, spans, outputs, writer, seek=first.exact and first.start > 0)
+    except _LostError:
+        _cut(source, spans, outputs, writer, seek=False)
+
+
+def _cut(
+    source: Path, spans: Sequence[Span], outputs: Sequence[Path], writer: "Writer", *, seek: bool
+) -> None:
     with open_video(source) as container:
-        stream = container.streams.video[0]
-        first = spans[0]
-        seek = first.exact and first.start > 0
-        if seek:
-            container.seek(first.start_pts, stream=stream, backward=True)
         frames = decode(container, str(source))
-        index = -1 if seek else 0  # unknown after a seek until the first span begins
+        index = 0
+        if seek:
+            container.seek(spans[0].start_pts, stream=container.streams.video[0], backward=True)
+            frames = _from_time(frames, spans[0].start_pts)
+            index = spans[0].start
         for span, output in zip(spans, outputs, strict=True):
-            taken, frames, index = _take(frames, span, index)
+            for _ in islice(frames, span.start - index):
+                pass
             with writer.open(output, span) as write:
                 count = 0
-                for frame in taken:
+                for frame in islice(frames, span.stop - span.start):
                     write(frame)
                     count += 1
-            if count != span.stop - span.start:
-                raise VideoError(f"{source}: {count} frames where {span.stop - span.start} were")
+                if count != span.stop - span.start:
+                    wanted = f"{span.stop - span.start} were before"
+                    raise VideoError(f"{source}: {count} frames where {wanted}")
             index = span.stop
 
 
-def _take(
-    frames: Iterator[av.VideoFrame], span: Span, index: int
-) -> tuple[Iterator[av.VideoFrame], Iterator[av.VideoFrame], int]:
-    """Skip to the span's first frame; return its frames and the iterator to go on with."""
-    for frame in frames:
-        if index < 0 and frame.pts is not None and frame.pts >= span.start_pts:
-            index = span.start
-        if index == span.start:
-            break
-        index += index >= 0
-    else:
-        return iter(()), frames, index
+def _from_time(frames: Iterator[av.VideoFrame], pts: int) -> Iterator[av.VideoFrame]:
+    """Skip frames before a time; there must be one at that very time."""
+    found = next((f for f in frames if f.pts is not None and f.pts >= pts), None)
+    if found is None or found.pts != pts:
+        raise _LostError
+    yield found
+    yield from frames
 
-    def taken() -> Iterator[av.VideoFrame]:
-        yield frame
-        for _ in range(span.stop - span.start - 1):
-            following = next(frames, None)
-            if following is None:
-                return
-            yield following
 
-    return taken(), frames, index
+def copy_stream(source: Path, output: Path, frames: int) -> bool:
+    """Copy the video stream, not decoded, to an mp4; False if that does not keep all frames."""
+    partial = output.with_name(output.name + ".partial")
+    options = {"fflags": "+bitexact"}
+    try:
+        with (
+            open_video(source) as container,
+            av.open(str(partial), "w", format="mp4", options=options) as out,
+        ):
+            stream = out.add_stream_from_template(container.streams.video[0])
+            for packet in container.demux(container.streams.video[0]):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    out.mux(packet)
+        with open_video(partial) as container:
+            count = sum(1 for _ in decode(container, str(partial)))
+        if count == frames:
+            partial.replace(output)
+        return count == frames
+    except (av.FFmpegError, VideoError):
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -223,7 +251,11 @@ class _Encoder:
             height, width = width, height
         stream = out.add_stream("libx264", rate=info.rate or 25)
         full = "444" in info.pixels or height % 2 or width % 2
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv444p" if full else "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = (
+            height,
+            width,
+            "yuv444p" if full else "yuv420p",
+        )
         stream.codec_context.time_base = self.time_base
         stream.codec_context.thread_count = 1  # the same bytes on every machine
         stream.options = {"crf": str(writer.crf), "preset": writer.preset, "bf": "0"}
@@ -232,6 +264,9 @@ class _Encoder:
 
     def write(self, frame: av.VideoFrame) -> None:
         time = frame.pts
+        if not self.times and not self.rotation:
+            for name in COLOURS:
+                setattr(self.stream.codec_context, name, getattr(frame, name))
         if self.rotation:
             turned = upright(frame.to_ndarray(format="rgb24"), self.rotation)
             frame = av.VideoFrame.from_ndarray(turned, "rgb24")
@@ -255,39 +290,34 @@ class _Encoder:
 
 
 def read_frames(source: str | Path | bytes, start: int, stop: int, total: int) -> np.ndarray:
-    """Return frames ``start`` to ``stop`` as uint8 ``t h w 3``, upright.
+    """Return frames ``start`` to ``stop`` of ``total`` as uint8 ``t h w 3``, upright.
 
     Raises:
         VideoError: the file ends before.
     """
     name = "clip" if isinstance(source, bytes) else str(source)
     with open_video(source) as container:
-        skip = start
-        if start > 0:
-            skip = _seek(container, start, total)
+        pts = _seek(container, start, total) if start > 0 else None
         frames = decode(container, name)
-        pictures = []
-        for index, frame in enumerate(frames):
-            if index >= skip:
-                picture = frame.to_ndarray(format="rgb24")
-                pictures.append(upright(picture, int(frame.rotation) % 360))
-            if len(pictures) == stop - start:
-                return np.stack(pictures)
-    raise VideoError(f"{name}: ends at frame {start + len(pictures)}, asked for {start} to {stop}")
+        if pts is None:
+            frames = islice(frames, start, None)
+        else:
+            frames = _from_time(frames, pts)
+        chosen = [
+            upright(frame.to_ndarray(format="rgb24"), int(frame.rotation) % 360)
+            for frame in islice(frames, stop - start)
+        ]
+    if len(chosen) < stop - start:
+        raise VideoError(f"{name}: ends at frame {start + len(chosen)}, {stop} were asked for")
+    return np.stack(chosen)
 
 
-def _seek(container: av.container.InputContainer, start: int, total: int) -> int:
-    """Go to the last keyframe at or before a frame; return how many frames to skip from there."""
+def _seek(container: av.container.InputContainer, start: int, total: int) -> int | None:
+    """Go to the keyframe before a frame and return its timestamp; None if it must be counted."""
     stream = container.streams.video[0]
-    packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size]
-    times = sorted(pts for pts, _ in packets if pts is not None)
+    times = sorted(p.pts for p in container.demux(stream) if p.size and p.pts is not None)
     if len(times) != total or len(set(times)) != total:
         container.seek(0, stream=stream)
-        return start
-    keys = sorted(pts for pts, key in packets if key and pts <= times[start])
-    container.seek(keys[-1] if keys else times[0], stream=stream, backward=True)
-    first = next(iter(container.decode(stream)), None)  # where the seek really went
-    container.seek(keys[-1] if keys else times[0], stream=stream, backward=True)
-    if first is None or first.pts not in times or times.index(first.pts) > start:
-        raise VideoError("clip: cannot be searched; its timestamps are out of order")
-    return start - times.index(first.pts)
+        return None
+    container.seek(times[start], stream=stream, backward=True)
+    return times[start]
