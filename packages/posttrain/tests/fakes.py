@@ -102,7 +102,7 @@ class SmallDenoiser(nn.Module):
         self.shared = nn.Linear(36, 12, bias=False)
 
     def denoise(self, noisy, sigma, condition, /):
-        if unknown := set(condition) - {"given", "adaln", "adaln_shared"}:
+        if unknown := set(condition) - {"given", "fps", "adaln", "adaln_shared"}:
             raise KeyError(unknown)
         s = sigma.view(-1, 1, 1, 1, 1)
         given = condition["given"]

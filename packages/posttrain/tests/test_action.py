@@ -60,7 +60,7 @@ def test_after_one_step_actions_act_through_both_paths():
     window = torch.randn(4, 3, 4, 4, 4, generator=seeded())
     action = torch.randn(4, 2, generator=seeded())
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    next_frame_loss(model, window, action, DIFFUSION, seeded()).backward()
+    next_frame_loss(model, window, action, torch.ones(4), DIFFUSION, seeded()).backward()
     optimizer.step()
     for path in ("adaln", "adaln_shared"):
         action = action.detach().clone().requires_grad_()
@@ -87,7 +87,9 @@ def test_the_loss_looks_at_the_new_frame_only():
         torch.manual_seed(0)
         model = nn.ModuleDict({"network": kind(), "encoder": ActionEncoder(2, 12)})
         window = torch.randn(4, 3, 4, 4, 4, generator=seeded())
-        losses.append(next_frame_loss(model, window, torch.zeros(4, 2), DIFFUSION, seeded()))
+        losses.append(
+            next_frame_loss(model, window, torch.zeros(4, 2), torch.ones(4), DIFFUSION, seeded())
+        )
     assert torch.equal(*losses)
 
 
@@ -96,7 +98,7 @@ def test_the_tokens_loss_counts_the_last_frame_only():
     model = nn.ModuleDict({"network": SmallTokenModel(), "encoder": ActionTokens(2, 8)})
     window = torch.randint(16, (2, 3, 4, 4), generator=seeded())
     clean = ArBackend(past_noise=0)
-    loss = next_frame_loss(model, window, torch.ones(2, 2), clean, seeded())
+    loss = next_frame_loss(model, window, torch.ones(2, 2), torch.ones(2), clean, seeded())
     scores = model["network"].logits(
         window.flatten(1), model["encoder"].encode({"action": torch.ones(2, 1, 2)}), grid=(3, 4, 4)
     )

@@ -146,7 +146,8 @@ def _loss(
     """Return the loss of predicting the target frames after their own or after other actions."""
     window = frames.windows(targets, config.past_frames)
     action = frames.action[targets] if action is None else action
-    return next_frame_loss(model, window, action, config.backend, generator)
+    fps = frames.fps[targets]
+    return next_frame_loss(model, window, action, fps, config.backend, generator)
 
 
 def _split(config: ActionConfig) -> tuple[ClipDataset, ClipDataset]:

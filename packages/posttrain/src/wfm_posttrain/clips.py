@@ -128,12 +128,14 @@ class EncodedFrames:
     """The frames of all clips in one row, each encoded alone.
 
     ``codes`` are latents (float16) or tokens. ``action[i]`` led to frame i, and is zero for
-    the first frame of a clip; ``first[i]`` is the number of that frame's clip's first frame.
+    the first frame of a clip; ``first[i]`` is the number of that frame's clip's first frame,
+    ``fps[i]`` that clip's rate in Hz.
     """
 
     codes: Shaped[Tensor, "n ..."]
     action: Float[Tensor, "n a"]
     first: Int64[Tensor, " n"]
+    fps: Float[Tensor, " n"]
 
     def targets(self) -> Int64[Tensor, " m"]:
         """Return the numbers of the frames that have a frame before them."""
@@ -162,6 +164,7 @@ def encode_frames(
     codes: list[Tensor] = []
     actions: list[Tensor] = []
     first: list[Tensor] = []
+    rates: list[Tensor] = []
     count, size = 0, None
     for i in range(len(clips)):
         clip = clips[i]
@@ -179,10 +182,11 @@ def encode_frames(
             codes.append(_one_frame(codec.encode(video)).cpu())
         actions.append(torch.cat([torch.zeros_like(action[:1]), action]))
         first.append(torch.full((len(frames),), count))
+        rates.append(torch.full((len(frames),), float(clip.fps)))
         count += len(frames)
         if progress:
             progress(i + 1, len(clips))
-    return EncodedFrames(torch.cat(codes), torch.cat(actions), torch.cat(first))
+    return EncodedFrames(*(torch.cat(parts) for parts in (codes, actions, first, rates)))
 
 
 def cached_frames(

@@ -1,7 +1,7 @@
 """A world model as a gymnasium environment: act, and see what it imagines."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -19,6 +19,7 @@ Picture = UInt8[np.ndarray, "h w 3"]
 Contexts = Callable[[torch.Generator], UInt8[Tensor, "p 3 h w"]]
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Says from a picture whether a task is done."""
 

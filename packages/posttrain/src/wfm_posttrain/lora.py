@@ -49,7 +49,7 @@ class LoraLinear(nn.Module):
 
 
 def inject(
-    network: nn.Module, targets: str, *, rank: int = 16, alpha: float | None = None
+    network: nn.Module, targets: str, *, rank: int = 16, alpha: float | int | None = None
 ) -> list[str]:
     """Freeze the network and give an adapter to every linear layer whose name matches.
 
@@ -71,7 +71,7 @@ def inject(
         parent, _, leaf = name.rpartition(".")
         owner, base = network.get_submodule(parent), network.get_submodule(name)
         assert isinstance(base, nn.Linear)
-        setattr(owner, leaf, LoraLinear(base, rank, alpha or rank))
+        setattr(owner, leaf, LoraLinear(base, rank, float(alpha or rank)))
     return names
 
 

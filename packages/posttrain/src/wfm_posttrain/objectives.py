@@ -58,6 +58,7 @@ def next_frame_loss(
     model: nn.ModuleDict,
     window: Shaped[Tensor, "b t ..."],
     action: Float[Tensor, "b a"],
+    fps: Float[Tensor, " b"],
     backend: DiffusionBackend | ArBackend,
     generator: torch.Generator,
 ) -> Float[Tensor, ""]:
@@ -67,6 +68,7 @@ def next_frame_loss(
     condition = encoder.encode({"action": rearrange(action, "b a -> b 1 a")})
     match backend:
         case DiffusionBackend():
+            condition["fps"] = fps.to(condition["adaln"].device)
             return denoising_loss(network, window, condition, backend, generator)
         case ArBackend():
             return token_loss(network, window, condition, backend, generator)

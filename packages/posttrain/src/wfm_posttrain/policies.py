@@ -7,7 +7,7 @@ Pearson's r near 1, and few and small ranking mistakes (MMRV).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from .plan import PLANNERS, Bounds, ImaginedReturn, Plan, SearchConfig
 NAN = float("nan")
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Chooses actions from pictures. ``info`` is what the environment's reset told."""
 
@@ -31,6 +32,7 @@ class Policy(Protocol):
     def act(self, picture: Picture, /) -> np.ndarray: ...
 
 
+@runtime_checkable
 class StepEnv(Protocol):
     """The part of gymnasium's Env that is needed; ``info["success"]`` says when it is done."""
 

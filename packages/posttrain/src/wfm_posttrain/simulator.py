@@ -1,7 +1,7 @@
 """The simulated arm as a gymnasium environment: the truth that imagined worlds are held to."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -14,8 +14,6 @@ from .plan import Bounds, NearerTo, ObjectAt
 from .sim.arm_env import FPS, ArmPushEnv, action_towards
 from .sim.filming import Story
 from .sim.graphics import project
-
-Task = Literal["reach", "push"]
 
 REACH_STEPS = 4
 REACHED = 0.03  # metres
@@ -67,7 +65,7 @@ class ArmEnv(gymnasium.Env[Picture, np.ndarray]):
 
     def __init__(
         self,
-        task: Task = "reach",
+        task: str = "reach",
         *,
         size: tuple[int, int] = (64, 64),
         horizon: int = 20,
@@ -141,7 +139,7 @@ class ArmEnv(gymnasium.Env[Picture, np.ndarray]):
         """Say in pixels which object is to go where, and what it looks like."""
         goal = self.simulator.goal
         assert goal is not None
-        story = Story(scene="arm-push", seed=seed, fps=FPS, captions=("",))
+        story = Story(scene="arm-push", seed=seed, fps=float(FPS), captions=("",))
         (episode,) = self.simulator.film().episodes(story)
         centre = self._seen.object_positions[goal.index].astype(np.float64)
         place = np.array([[*goal.place, centre[2]]])
