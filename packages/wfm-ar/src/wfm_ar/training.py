@@ -80,7 +80,7 @@ class TrainConfig(BaseModel):
     log_every: int = Field(20, ge=1)
     eval_every: int = Field(500, ge=1)
     eval_windows: int = Field(256, ge=1)
-    save_every: int = Field(500, ge=1)
+    save_every: int = Field(200, ge=1)
 
 
 class Loss(NamedTuple):
