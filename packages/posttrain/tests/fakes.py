@@ -155,7 +155,7 @@ class SmallTokenModel(nn.Module):
 class NextFrameWorld:
     """What a base package makes of the parts: one frame after another, fed back."""
 
-    def __init__(self, net, *, codec, condition_encoder=None):
+    def __init__(self, net, *, codec, condition_encoder):
         self.net, self.codec, self.encoder = net, codec, condition_encoder
         self.past_frames = 2
 
@@ -163,6 +163,7 @@ class NextFrameWorld:
     def rollout(self, past, /, *, frames, controls=None, prompts=None, generator=None):
         new = []
         for i in range(frames):
+            assert controls is not None
             step = {"action": controls["action"][:, i : i + 1]}
             new.append(self._next(past[:, :, -2:], self.encoder.encode(step), generator))
             past = torch.cat([past, new[-1]], 2)

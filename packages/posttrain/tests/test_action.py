@@ -31,7 +31,7 @@ def config_for(recordings, backend, **fit):
         clips=str(recordings),
         held_out=4,
         backend=backend,
-        fit=FitConfig(**settings),
+        fit=FitConfig.model_validate(settings),
         evaluation=EvaluationConfig(frames=3, clips=4),
     )
 
@@ -56,7 +56,8 @@ def test_an_untrained_encoder_leaves_the_network_as_it_was():
 
 def test_after_one_step_actions_act_through_both_paths():
     torch.manual_seed(0)
-    model = nn.ModuleDict({"network": SmallDenoiser(), "encoder": ActionEncoder(2, 12)})
+    net, encoder = SmallDenoiser(), ActionEncoder(2, 12)
+    model = nn.ModuleDict({"network": net, "encoder": encoder})
     window = torch.randn(4, 3, 4, 4, 4, generator=seeded())
     action = torch.randn(4, 2, generator=seeded())
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -64,15 +65,16 @@ def test_after_one_step_actions_act_through_both_paths():
     optimizer.step()
     for path in ("adaln", "adaln_shared"):
         action = action.detach().clone().requires_grad_()
-        condition = model["encoder"].encode({"action": action[:, None]})
+        condition = encoder.encode({"action": action[:, None]})
         model.zero_grad()
         other = {"adaln", "adaln_shared"} - {path}
         condition = {k: v.detach() if k in other else v for k, v in condition.items()}
         given = torch.ones(4, 1, 3, 4, 4)
         given[:, :, -1] = 0
         noisy = window.transpose(1, 2)
-        out = model["network"].denoise(noisy, torch.ones(4), {**condition, "given": given})
+        out = net.denoise(noisy, torch.ones(4), {**condition, "given": given})
         out[:, :, -1].square().sum().backward()
+        assert action.grad is not None
         assert action.grad.abs().max() > 0
 
 
@@ -95,12 +97,13 @@ def test_the_loss_looks_at_the_new_frame_only():
 
 def test_the_tokens_loss_counts_the_last_frame_only():
     torch.manual_seed(0)
-    model = nn.ModuleDict({"network": SmallTokenModel(), "encoder": ActionTokens(2, 8)})
+    net, encoder = SmallTokenModel(), ActionTokens(2, 8)
+    model = nn.ModuleDict({"network": net, "encoder": encoder})
     window = torch.randint(16, (2, 3, 4, 4), generator=seeded())
     clean = ArBackend(past_noise=0)
     loss = next_frame_loss(model, window, torch.ones(2, 2), torch.ones(2), clean, seeded())
-    scores = model["network"].logits(
-        window.flatten(1), model["encoder"].encode({"action": torch.ones(2, 1, 2)}), grid=(3, 4, 4)
+    scores = net.logits(
+        window.flatten(1), encoder.encode({"action": torch.ones(2, 1, 2)}), grid=(3, 4, 4)
     )
     expected = nn.functional.cross_entropy(scores[:, 31:47].flatten(0, 1), window[:, 2].flatten())
     torch.testing.assert_close(loss, expected)
@@ -236,5 +239,5 @@ def test_evaluation_of_a_perfect_world_finds_its_objects(recordings):
 
 
 def test_fake_world_is_not_told_apart_from_a_real_one():
-    world = NextFrameWorld(SmallDenoiser(), codec=PatchCodec())
+    world = NextFrameWorld(SmallDenoiser(), codec=PatchCodec(), condition_encoder=None)
     assert isinstance(world, wfm_posttrain.interfaces.WorldModel)

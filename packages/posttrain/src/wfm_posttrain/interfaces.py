@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 
@@ -61,21 +61,6 @@ class Fingerprinted(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
-
-
-@runtime_checkable
-class TextEncoder(Protocol):
-    """Prompts -> embeddings and the mask of real tokens; rows are zero where it is False.
-
-    The number of slots ``n`` is fixed, and padding is attended by the networks.
-    """
-
-    @property
-    def dim(self) -> int: ...
-
-    def encode(
-        self, prompts: Sequence[str], /
-    ) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]: ...
 
 
 @runtime_checkable
@@ -155,22 +140,6 @@ class NextTokenModel(Protocol):
         *,
         grid: tuple[int, int, int] | None = None,
     ) -> Float[Tensor, "b n v"]: ...
-
-
-@runtime_checkable
-class GridGenerator(Protocol):
-    """Continue token sequences by cached decoding; the answer holds the n new tokens only."""
-
-    def generate(
-        self,
-        tokens: Int64[Tensor, "b p"],
-        n: int,
-        condition: Mapping[str, Tensor],
-        /,
-        *,
-        grid: tuple[int, int, int] | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Int64[Tensor, "b n"]: ...
 
 
 @runtime_checkable

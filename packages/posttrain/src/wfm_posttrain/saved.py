@@ -22,7 +22,13 @@ from torch import nn
 from .checkpoint import CONFIG, find_source, read_weights, replacing, write_weights
 from .clips import Codec
 from .encoder import ActionEncoder, ActionTokens
-from .interfaces import DiscreteCodec, Fingerprinted, LatentCodec, WorldModel
+from .interfaces import (
+    ConditionEncoder,
+    DiscreteCodec,
+    Fingerprinted,
+    LatentCodec,
+    WorldModel,
+)
 from .references import resolve
 from .settings import explain
 
@@ -174,7 +180,9 @@ def save(
         (partial / "README.md").write_text(card)
 
 
-def make_world(recipe: Recipe, network: Any, codec: Codec, encoder: nn.Module) -> WorldModel:
+def make_world(
+    recipe: Recipe, network: object, codec: Codec, encoder: ConditionEncoder
+) -> WorldModel:
     """Put a world model of the base package together.
 
     Raises:
