@@ -1,7 +1,7 @@
 """What a tokenizer is made of: one config, and the published variants as presets. No torch here."""
 
 from math import prod
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -94,7 +94,7 @@ class TokenizerConfig(BaseModel):
         return (*flags, (False, False))
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self) -> "TokenizerConfig":
         for what, factor in (("spatial", self.spatial_compression), *self._time_factor()):
             quotient, rest = divmod(factor, self.patch_size)
             if rest or not quotient or quotient & (quotient - 1):

@@ -68,7 +68,9 @@ def from_nvidia(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     weights = {name.removeprefix("network."): tensor for name, tensor in state_dict.items()}
     weights = {name: t for name, t in weights.items() if not name.startswith("ema.")}
-    last = max((int(n) for name in weights for n in re.findall(r"^decoder\.up\.(\d+)", name)), default=0)
+    last = max(
+        (int(n) for name in weights for n in re.findall(r"^decoder\.up\.(\d+)", name)), default=0
+    )
     ours = {}
     for name, tensor in weights.items():
         if _BUFFERS.search(name):

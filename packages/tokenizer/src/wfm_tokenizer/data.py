@@ -78,9 +78,7 @@ class ClipCache:
             del clips[::every]
         return other
 
-    def batch(
-        self, shape: BatchShape, dice: random.Random
-    ) -> Float[Tensor, "b 3 t h w"]:
+    def batch(self, shape: BatchShape, dice: random.Random) -> Float[Tensor, "b 3 t h w"]:
         """Cut random clips, flipped left to right half of the time."""
         choices = self._fitting(shape)
         samples = []

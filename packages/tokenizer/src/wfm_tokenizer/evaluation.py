@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -28,7 +29,7 @@ class Report:
     def summary(self) -> dict[str, float]:
         """Average over all clips."""
         parts = ("video", "image", "block_mean_video", "block_mean_image")
-        figures = {f"psnr_{p}": fmean(sum(getattr(self, p).values(), [])) for p in parts}
+        figures = {f"psnr_{p}": fmean(chain(*getattr(self, p).values())) for p in parts}
         if self.token_perplexity is not None:
             figures["token_perplexity"] = self.token_perplexity
         return figures
@@ -38,7 +39,9 @@ class Report:
         figures: dict[str, Any] = {k: round(v, 3) for k, v in self.summary().items()}
         for part in ("video", "image"):
             by_source = getattr(self, part)
-            figures[f"psnr_{part}_by_source"] = {k: round(fmean(v), 3) for k, v in by_source.items()}
+            figures[f"psnr_{part}_by_source"] = {
+                k: round(fmean(v), 3) for k, v in by_source.items()
+            }
         return figures
 
 

@@ -49,9 +49,7 @@ class FSQ(nn.Module):
 
     def to_codes(self, tokens: Int64[Tensor, "b t h w"]) -> Float[Tensor, "b d t h w"]:
         """Undo :meth:`to_tokens`."""
-        digits = rearrange(
-            tokens[..., None] // self.basis % self.levels, "b t h w d -> b d t h w"
-        )
+        digits = rearrange(tokens[..., None] // self.basis % self.levels, "b t h w d -> b d t h w")
         half = self._half(digits.ndim)
         return (digits - half) / half
 

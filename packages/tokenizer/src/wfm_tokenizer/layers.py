@@ -18,6 +18,12 @@ Frames = Float[Tensor, "b t h w c"]
 class SpaceConv(nn.Conv2d):
     """A convolution of each frame."""
 
+    def reset_parameters(self) -> None:
+        """Start with weights that keep the variance."""
+        nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
     def forward(self, x: Frames) -> Float[Tensor, "b t h2 w2 c2"]:
         b = x.shape[0]
         x = super().forward(rearrange(x, "b t h w c -> (b t) c h w"))
@@ -29,9 +35,12 @@ class TimeConv(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        bound = (3 * channels) ** -0.5
-        self.weight = nn.Parameter(torch.empty(channels, channels, 3).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(channels, channels, 3))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        # Start by passing this frame on: a random mix of frames would only lose signal.
+        nn.init.normal_(self.weight, std=0.1 * (3 * channels) ** -0.5)
+        with torch.no_grad():
+            self.weight[:, :, 2] += torch.eye(channels)
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
         if memory is None and x.shape[1] == 1:  # an image: all taps see one frame
@@ -50,7 +59,9 @@ class TimeConv(nn.Module):
         return rearrange(x, "b c t (h w) -> b t h w c", h=h)
 
 
-def look_back(layer: nn.Module, x: Frames, count: int, memory: Memory | None) -> Frames:
+def look_back(
+    layer: nn.Module, x: Frames, count: int, memory: Memory | None
+) -> Float[Tensor, "b past h w c"]:
     """Return the ``count`` frames before ``x``, and leave the last ones for the next chunk."""
     past = memory.get(layer) if memory is not None else None
     if past is None:
@@ -93,6 +104,8 @@ class ResBlock(nn.Module):
         self.norm2 = FrameNorm(groups, c_out)
         self.conv2 = Conv(c_out, c_out, causal=causal)
         self.shortcut = nn.Linear(c_in, c_out) if c_in != c_out else nn.Identity()
+        with torch.no_grad():  # start near the identity
+            self.conv2.space.weight *= 0.2
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Float[Tensor, "b t h w c2"]:
         h = self.conv1(F.silu(self.norm1(x)), memory)
@@ -188,7 +201,9 @@ class VideoDownsample(nn.Module):
             x = self._halve_time(self.time, x, memory)
         return self.mix(x)
 
-    def _halve_time(self, conv: TimeConv, x: Frames, memory: Memory | None) -> Frames:
+    def _halve_time(
+        self, conv: TimeConv, x: Frames, memory: Memory | None
+    ) -> Float[Tensor, "b t2 h w c"]:
         """Pair the frames off, the first one with a copy of itself."""
         if memory is None or conv not in memory:
             x = torch.cat((x[:, :1], x), 1)

@@ -80,9 +80,7 @@ def pico_dv8x16x16() -> ContinuousTokenizer | DiscreteTokenizer:
     return load("builtin:pico-dv8x16x16")
 
 
-def _read_folder(
-    folder: Path, name: str, asked: Path
-) -> tuple[TokenizerConfig, dict[str, Tensor]]:
+def _read_folder(folder: Path, name: str, asked: Path) -> tuple[TokenizerConfig, dict[str, Tensor]]:
     """Recognise the layout and return our config and weights."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: a tokenizer is a folder, not a file")
@@ -90,7 +88,9 @@ def _read_folder(
         return _read_nvidia(folder, name)
     if (folder / DIFFUSERS_WEIGHTS).is_file():
         settings = _read_json(folder / CONFIG)
-        config = _validated(folder / CONFIG, lambda: config_from_diffusers({"name": name} | settings))
+        config = _validated(
+            folder / CONFIG, lambda: config_from_diffusers({"name": name} | settings)
+        )
         return config, from_diffusers(read_weights(folder / DIFFUSERS_WEIGHTS))
     if (folder / CONFIG).is_file():
         settings = _read_json(folder / CONFIG)
@@ -149,7 +149,7 @@ def _nvidia_state(folder: Path) -> Mapping[str, Tensor]:
     if (folder / "encoder.jit").is_file() or (folder / "decoder.jit").is_file():
         return _script_state(folder / "encoder.jit") | _script_state(folder / "decoder.jit")
     state = read_weights(folder / "model.pt")
-    state = state["model"] if "model" in state else state
+    state = state.get("model", state)
     ema = re.compile(r"ema\.network-")
     averaged = {
         ema.sub("", name).replace("-", "."): tensor

@@ -25,9 +25,7 @@ def block_mean(
     time, high, wide = compression
     start = video[:, :, :1].expand(-1, -1, time - 1, -1, -1)
     padded = torch.cat((start, video), 2)
-    cells = reduce(
-        padded, "b c (t i) (h j) (w k) -> b c t h w", "mean", i=time, j=high, k=wide
-    )
+    cells = reduce(padded, "b c (t i) (h j) (w k) -> b c t h w", "mean", i=time, j=high, k=wide)
     return F.interpolate(cells, padded.shape[2:])[:, :, time - 1 :]
 
 

@@ -58,12 +58,22 @@ class Tokenizer(nn.Module):
             return self.loaded_fingerprint
         return fingerprint(self.config.model_dump_json(), self.state_dict())
 
+    def features(
+        self, video: Float[Tensor, "b 3 t h w"], memory: Memory | None = None
+    ) -> Float[Tensor, "b c tl hl wl"]:
+        """Return the encoder's output, before any quantisation or statistics."""
+        latent = self.to_latent(self.encoder(video.to(self.dtype), memory))
+        return rearrange(latent, "b t h w c -> b c t h w")
+
+    def quantize(self, features: Float[Tensor, "b c tl hl wl"]) -> Float[Tensor, "b c tl hl wl"]:
+        """Return the features as they are; a discrete tokenizer rounds them to codes."""
+        return features
+
     def encode_codes(
         self, video: Float[Tensor, "b 3 t h w"], memory: Memory | None = None
     ) -> Float[Tensor, "b c tl hl wl"]:
         """Return what the decoder needs: latents without statistics, or quantised codes."""
-        latent = self.to_latent(self.encoder(video.to(self.dtype), memory))
-        return rearrange(latent, "b t h w c -> b c t h w")
+        return self.quantize(self.features(video, memory))
 
     def decode_codes(
         self, codes: Float[Tensor, "b c tl hl wl"], memory: Memory | None = None
@@ -168,10 +178,8 @@ class DiscreteTokenizer(Tokenizer):
     def vocab_size(self) -> int:
         return self.config.vocab_size
 
-    def encode_codes(
-        self, video: Float[Tensor, "b 3 t h w"], memory: Memory | None = None
-    ) -> Float[Tensor, "b c tl hl wl"]:
-        return self.fsq.quantize(super().encode_codes(video, memory))
+    def quantize(self, features: Float[Tensor, "b c tl hl wl"]) -> Float[Tensor, "b c tl hl wl"]:
+        return self.fsq.quantize(features)
 
     def encode(self, video: Tensor, raw: bool = False) -> Tensor:
         """Return tokens ``b tl hl wl``. ``raw`` changes nothing: tokens have no statistics.

@@ -1,5 +1,8 @@
 """Encoder and decoder: a wavelet, levels of residual blocks, attention in the middle."""
 
+from itertools import pairwise
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -28,8 +31,7 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         style = {"groups": config.norm_groups, "causal": config.network == "video"}
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.blocks = nn.ModuleList(ResBlock(a, b, **style) for a, b in pairs)
+        self.blocks = nn.ModuleList(ResBlock(a, b, **style) for a, b in pairwise(widths))
         with_attention = widths[1:] if attention else []
         self.attentions = nn.ModuleList(Attention(width, **style) for width in with_attention)
         self.resample = resample
@@ -118,6 +120,8 @@ class Decoder(nn.Module):
         self.norm_out = FrameNorm(config.norm_groups, widths[-1])
         self.conv_out = Conv(widths[-1], bands, causal=not image)
         self.unpatcher = Unpatcher(config.patch_size, config.patch_method, image=image)
+        with torch.no_grad():  # start grey, not with noise in every band
+            self.conv_out.space.weight *= 0.05
 
     def forward(
         self, z: Float[Tensor, "b tl hl wl z"], memory: Memory | None = None

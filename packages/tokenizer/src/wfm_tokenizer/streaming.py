@@ -87,7 +87,9 @@ class StreamingDecoder:
         if latent.ndim != (4 if discrete else 5):
             wanted = "tokens (b, n, h, w)" if discrete else "latents (b, c, n, h, w)"
             raise ValueError(f"push takes {wanted}, got {tuple(latent.shape)}")
-        codes = tokenizer.to_codes(latent) if discrete else tokenizer.denormalize(latent, self._done)
+        codes = (
+            tokenizer.to_codes(latent) if discrete else tokenizer.denormalize(latent, self._done)
+        )
         b, _, n, h, w = codes.shape
         _, high, wide = tokenizer.compression
         if not n:
@@ -106,6 +108,6 @@ def check_chunk(tokenizer: ContinuousTokenizer | DiscreteTokenizer, video: Tenso
     _, high, wide = tokenizer.compression
     if video.ndim != 5 or video.shape[1] != 3 or not video.is_floating_point():
         raise ValueError(f"a chunk is float (b, 3, t, h, w) in [-1, 1], got {tuple(video.shape)}")
-    if video.shape[3] % high or video.shape[4] % wide or not video[:, :, 0:1].shape[3]:
-        h, w = video.shape[3:]
+    h, w = video.shape[3:]
+    if h % high or w % wide or not h or not w:
         raise ValueError(f"chunk is {h}x{w}; its sides must be multiples of {high} and {wide}")

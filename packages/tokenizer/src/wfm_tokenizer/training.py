@@ -28,6 +28,8 @@ from .model import ContinuousTokenizer, DiscreteTokenizer, build
 
 logger = logging.getLogger(__name__)
 
+SATURATED = 1.5
+
 Log = Callable[[int, Mapping[str, float]], None]
 
 
@@ -40,6 +42,7 @@ class LossConfig(BaseModel):
     l2: float = Field(2.0, description="squared error: what PSNR measures")
     gradient: float = Field(0.5, description="differences of neighbours in x, y and t: edges")
     scales: int = Field(3, ge=1, description="the gradient term is taken at 1, 1/2, 1/4 ... size")
+    saturation: float = Field(0.2, description="of FSQ inputs, see saturation_loss")
 
 
 class TrainConfig(BaseModel):
@@ -132,7 +135,9 @@ class Run:
         self.box = (config.evaluate_frames, config.evaluate_size)
         torch.manual_seed(config.seed)
         self.model = build(config.model).to(config.device)
-        self.model.to(memory_format=torch.channels_last)  # the convolutions' fast layout
+        for parameter in self.model.parameters():
+            if parameter.ndim == 4:  # the convolutions' fast layout
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.average = build(config.model).to(config.device).eval().requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         self.parameters = list(self.model.parameters())
@@ -169,8 +174,11 @@ class Run:
         rate = learning_rate(config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        output = self.model(video)
+        features = self.model.features(video)
+        output = self.model.decode_codes(self.model.quantize(features))
         loss = reconstruction_loss(output, video, config.loss)
+        if isinstance(self.model, DiscreteTokenizer):
+            loss = loss + config.loss.saturation * saturation_loss(features)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
@@ -178,7 +186,8 @@ class Run:
             raise FloatingPointError(f"step {step}: the gradient is not finite; lower lr")
         self.optimizer.step()
         decay = min(config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.average.parameters()), self.parameters, 1 - decay)
+        for mean, parameter in zip(self.average.parameters(), self.parameters, strict=True):
+            mean.lerp_(parameter.detach(), 1 - decay)
         if (step + 1) % config.log_every == 0:
             mse = (output.detach() - video).square().mean()
             self.record(
@@ -268,6 +277,15 @@ def reconstruction_loss(
         terms = [error.diff(dim=axis).abs().mean() for axis in axes]
         loss = loss + config.gradient / config.scales * torch.stack(terms).mean()
     return loss
+
+
+def saturation_loss(features: Float[Tensor, "b c t h w"]) -> Float[Tensor, ""]:
+    """Return the mean square of what exceeds 1.5 in the quantiser's inputs.
+
+    There its tanh is well inside the outermost level. Without this term inputs drift on, the
+    gradient through the tanh dies, and training collapses to a handful of tokens.
+    """
+    return (features.float().abs() - SATURATED).relu().square().mean()
 
 
 def finish(run: Run, cache: ClipCache) -> ContinuousTokenizer | DiscreteTokenizer:

@@ -1,0 +1,235 @@
+"""The command ``wfm-tokenizer``. Nothing here imports torch before a subcommand runs."""
+
+import argparse
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__, console
+
+if TYPE_CHECKING:
+    from .model import ContinuousTokenizer, DiscreteTokenizer
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = "builtin:pico-cv4x8x8"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return console.run(build_parser(), argv)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="wfm-tokenizer", description="Video and image tokenizers: pixels to latents and back."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, run, text, what in (
+        ("encode", encode, "write each video's latents or tokens", "VIDEO"),
+        ("decode", decode, "write the video of each latent file", "LATENTS"),
+        ("reconstruct", reconstruct, "write original and reconstruction side by side", "VIDEO"),
+    ):
+        command = _command(commands, name, run, text)
+        command.add_argument("inputs", nargs="+", type=Path, metavar=what)
+        command.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
+        _add_model(command)
+    command = _command(commands, "evaluate", evaluate, "measure PSNR on clips, beside a baseline")
+    command.add_argument("inputs", nargs="+", metavar="CLIPS", help="folder, video or reference")
+    command.add_argument("--clips", type=int, default=32, help="at most, of each input (32)")
+    command.add_argument("--frames", type=int, default=17, help="at most, of each clip (17)")
+    command.add_argument("--size", type=int, default=256, help="larger clips are cut to it (256)")
+    _add_model(command)
+    command = _command(commands, "train", train, "train a tokenizer on videos and images")
+    command.add_argument("--config", type=Path, help="YAML file with the fields of TrainConfig")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
+    command.add_argument("-o", "--out", type=Path, help="folder of the run; as --set out=DIR")
+    command.add_argument("--seed", type=int, help="as --set seed=N")
+    command.add_argument("--device", help="cpu, cuda[:N] or mps (cpu)")
+    command.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    command = _command(commands, "convert", convert, "write a published checkpoint in our layout")
+    command.add_argument("source", help="folder or owner/name of a published checkpoint")
+    command.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
+    command.add_argument("--variant", help="a published name, if the folder has another")
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="to store"
+    )
+    _command(commands, "models", models, "list the built-in models and the presets")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    console.add_common(command, run)
+    return command
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-m", "--model", default=DEFAULT, help=f"folder, builtin:NAME or owner/name ({DEFAULT})"
+    )
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda[:N] or mps (auto)")
+
+
+def encode(args: argparse.Namespace) -> int:
+    """Write a latent file for each video."""
+    from .files import encode_file, write_latents
+
+    tokenizer = _load(args)
+
+    def one(path: Path) -> dict[str, Any]:
+        content = encode_file(path, tokenizer)
+        out = args.out / f"{path.stem}.safetensors"
+        write_latents(out, content, tokenizer)
+        shape = "x".join(map(str, content.latent.shape[1:]))
+        return {"input": str(path), "output": str(out), "shape": shape, "frames": content.frames}
+
+    return _each(args, one)
+
+
+def decode(args: argparse.Namespace) -> int:
+    """Write a video for each latent file."""
+    from .files import decode_file
+
+    tokenizer = _load(args)
+
+    def one(path: Path) -> dict[str, Any]:
+        out = args.out / f"{path.stem}.mp4"
+        content = decode_file(path, out, tokenizer)
+        return {"input": str(path), "output": str(out), "frames": content.frames}
+
+    return _each(args, one)
+
+
+def reconstruct(args: argparse.Namespace) -> int:
+    """Write a comparison video for each video."""
+    from .files import reconstruct_file
+
+    tokenizer = _load(args)
+
+    def one(path: Path) -> dict[str, Any]:
+        out = args.out / f"{path.stem}.mp4"
+        return {"input": str(path), "output": str(out), **reconstruct_file(path, out, tokenizer)}
+
+    return _each(args, one)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Print the mean PSNR over clips."""
+    from .data import ClipCache, Source
+    from .evaluation import evaluate_clips, held_out_clips
+
+    if min(args.clips, args.frames, args.size) < 1:
+        raise ValueError("--clips, --frames and --size are at least 1")
+    tokenizer = _load(args)
+    sources = [
+        Source(clips=clips, max_frames=args.frames, max_clips=args.clips) for clips in args.inputs
+    ]
+    cache = ClipCache(sources)
+    box = (args.frames, args.size)
+    clips = held_out_clips(cache, args.clips, tokenizer.compression, box)
+    report = evaluate_clips(tokenizer, clips)
+    _print(args, {"model": tokenizer.config.name, **report.everything()})
+    return console.DONE
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train, and print the figures of the result."""
+    from .settings import load_settings
+    from .training import TrainConfig
+    from .training import train as run
+
+    changes = list(args.changes)
+    for key in ("out", "seed", "device"):
+        if (value := getattr(args, key)) is not None:
+            changes.append(f"{key}={value}")
+    config = load_settings(TrainConfig, args.config, changes)
+    console.choose_device(config.device)
+
+    def log(step: int, metrics: Any) -> None:
+        figures = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+        logger.info("%d/%d  %s", step, config.steps, figures)
+
+    run(config, resume=args.resume, log=log)
+    _print(args, json.loads((config.out / "model" / "metrics.json").read_text()))
+    return console.DONE
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Rewrite a checkpoint."""
+    import torch
+
+    from .loading import load
+
+    tokenizer = load(args.source, variant=args.variant)
+    tokenizer.save(args.out, dtype=getattr(torch, args.dtype))
+    count = sum(p.numel() for p in tokenizer.parameters())
+    _print(args, {"output": str(args.out), "name": tokenizer.config.name, "parameters": count})
+    return console.DONE
+
+
+def models(args: argparse.Namespace) -> int:
+    """List what ``-m`` and ``model:`` of a training config know by name."""
+    from .config import PRESETS
+
+    shelf = Path(__file__).parent / "weights"
+    for name, config in PRESETS.items():
+        shipped = (shelf / name / "config.json").is_file()
+        _print(
+            args,
+            {
+                "name": f"builtin:{name}" if shipped else name,
+                "kind": f"{config.kind} {config.network}",
+                "compression": "x".join(map(str, config.compression)),
+                "latent": config.vocab_size if config.levels else config.latent_channels,
+                "weights": "here" if shipped else "not here (a preset)",
+            },
+        )
+    return console.DONE
+
+
+def _load(args: argparse.Namespace) -> "ContinuousTokenizer | DiscreteTokenizer":
+    from .loading import load
+
+    device = console.choose_device(args.device)
+    tokenizer = load(args.model, device=device)
+    logger.info("%s on %s", tokenizer.config.name, device)
+    return tokenizer
+
+
+def _each(args: argparse.Namespace, one: Callable[[Path], dict[str, Any]]) -> int:
+    """Work on every input; with several, a bad one does not stop the others."""
+    stems = [path.stem for path in args.inputs]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if twice:
+        raise ValueError(f"several inputs are called {', '.join(twice)}: their results would clash")
+    if len(args.inputs) == 1:
+        _print(args, one(args.inputs[0]))
+        return console.DONE
+    failed = []
+    for path in console.progress(args.inputs, args.command, quiet=args.quiet):
+        try:
+            _print(args, one(path))
+        except (ValueError, FileNotFoundError) as e:
+            logger.error("wfm-tokenizer %s: error: %s", args.command, e)
+            failed.append(path.name)
+    if failed:
+        logger.error("%d of %d failed: %s", len(failed), len(args.inputs), ", ".join(failed))
+    return console.FAILED if failed else console.DONE
+
+
+def _print(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    if args.json:
+        print(json.dumps(result), flush=True)
+        return
+    flat = {key: value for key, value in result.items() if not isinstance(value, dict)}
+    print("  ".join(f"{key} {value}" for key, value in flat.items()), flush=True)
+    for key in result.keys() - flat.keys():
+        for name, value in result[key].items():
+            print(f"  {key}: {name} {value}", flush=True)

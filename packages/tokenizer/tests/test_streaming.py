@@ -1,0 +1,92 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from wfm_tokenizer import DiscreteTokenizer
+from wfm_tokenizer.config import TokenizerConfig
+from wfm_tokenizer.model import pad_to_fit
+
+from conftest import FAMILIES, make, noise
+
+
+def pieces(video, cuts):
+    """Split along time at the given places."""
+    cuts = sorted({0, video.shape[2], *(c for c in cuts if c < video.shape[2])})
+    return [video[:, :, a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+
+
+def stream(tokenizer, chunks):
+    encoder, decoder = tokenizer.streaming_encoder(), tokenizer.streaming_decoder()
+    latents = [*(encoder.push(chunk) for chunk in chunks), encoder.flush()]
+    time_axis = 1 if isinstance(tokenizer, DiscreteTokenizer) else 2
+    videos = [decoder.push(latent) for latent in latents]
+    return torch.cat(latents, time_axis), torch.cat(videos, 2)
+
+
+def assert_streams_exactly(tokenizer, video, cuts):
+    whole = tokenizer.encode(pad_to_fit(video, tokenizer.compression))
+    latent, output = stream(tokenizer, pieces(video, cuts))
+    if isinstance(tokenizer, DiscreteTokenizer):
+        assert torch.equal(latent, whole)
+    else:
+        torch.testing.assert_close(latent, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output, tokenizer.decode(whole), rtol=1e-3, atol=1e-4)
+
+
+def test_a_video_in_pieces_gives_what_the_whole_gives(family):
+    _, high, wide = family.compression
+    assert_streams_exactly(family, noise(1, 3, 20, high, 2 * wide), [1, 2, 7, 15, 16])
+
+
+@given(
+    name=st.sampled_from(["CV4x8x8", "CV8x16x16", "DV8x16x16", "CI8x8"]),
+    t=st.integers(1, 26),
+    cuts=st.lists(st.integers(1, 25), max_size=5),
+)
+def test_it_does_not_matter_where_the_pieces_are_cut(name, t, cuts):
+    tokenizer = make(FAMILIES[name])
+    _, high, wide = tokenizer.compression
+    assert_streams_exactly(tokenizer, noise(1, 3, t, high, wide, seed=t), cuts)
+
+
+def test_statistics_follow_the_place_in_the_stream():
+    config = FAMILIES["CV4x8x8"]
+    rows = config.latent_channels
+    update = {"latent_mean": ((0.5, -1.0, 2.0),) * rows, "latent_std": ((2.0, 4.0, 0.5),) * rows}
+    tokenizer = make(TokenizerConfig.model_validate(config.model_dump() | update))
+    assert_streams_exactly(tokenizer, noise(1, 3, 21, 16, 16), [5, 9])
+
+
+def test_the_first_frame_gives_a_latent_at_once():
+    tokenizer = make(FAMILIES["CV8x8x8"])
+    encoder = tokenizer.streaming_encoder()
+    assert encoder.push(noise(1, 3, 1, 16, 16)).shape == (1, 16, 1, 2, 2)
+    assert encoder.push(noise(1, 3, 7, 16, 16)).shape == (1, 16, 0, 2, 2)
+    assert encoder.push(noise(1, 3, 1, 16, 16)).shape == (1, 16, 1, 2, 2)
+
+
+def test_memory_grows_by_the_attention_cache_only():
+    tokenizer = make(FAMILIES["CV8x8x8"])
+    encoder = tokenizer.streaming_encoder()
+    sizes = []
+    for _ in range(4):
+        encoder.push(noise(1, 3, 8, 16, 16))
+        sizes.append(sum(t.numel() for t in encoder._memory.values()))
+    cells, width = 2 * 2, 4 * 2
+    assert {b - a for a, b in zip(sizes[1:-1], sizes[2:], strict=True)} == {cells * width}
+
+
+def test_an_ended_stream_takes_no_more():
+    encoder = make(FAMILIES["CV4x8x8"]).streaming_encoder()
+    with pytest.raises(ValueError, match="nothing to flush"):
+        encoder.flush()
+    encoder.push(noise(1, 3, 1, 8, 8))
+    encoder.flush()
+    with pytest.raises(ValueError, match="was flushed"):
+        encoder.push(noise(1, 3, 1, 8, 8))
+
+
+def test_a_chunk_whose_sides_do_not_fit_is_refused():
+    encoder = make(FAMILIES["CV4x8x8"]).streaming_encoder()
+    with pytest.raises(ValueError, match="chunk is 9x8"):
+        encoder.push(noise(1, 3, 1, 9, 8))
