@@ -26,7 +26,7 @@ _HOMES = {
     "train_text_encoder": "text",
     "T5TextEncoder": "t5",
     "PromptUpsampler": "upsample",
-    "train": "train",
+    "train": "training",
     "SAMPLERS": "samplers",
 }
 _MODULES = ("convert", "edm", "samplers", "guidance", "text")

@@ -2,11 +2,11 @@
 
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, float16, bfloat16
+from torch import Tensor, bfloat16, float16
 from torch.nn.functional import scaled_dot_product_attention
 
 try:
-    from flash_attn import flash_attn_func  # ty: ignore[unresolved-import]
+    from flash_attn import flash_attn_func  # ty: ignore[import-not-found]
 except ImportError:
     flash_attn_func = None
 

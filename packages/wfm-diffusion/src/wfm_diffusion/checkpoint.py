@@ -182,7 +182,7 @@ def find_source(source: str | Path, *, revision: str | None = None) -> Path:
 # same as: packages/tokenizer/src/wfm_tokenizer/checkpoint.py
 def _builtin(name: str) -> Path:
     """Find a model that ships inside this package."""
-    shelf = Path(str(resources.files(__package__))) / "weights"
+    shelf = Path(str(resources.files(__package__))) / "weights"  # ty: ignore[invalid-argument-type]
     folder = shelf / name
     if not name or not (folder / CONFIG).is_file():
         known = sorted(f"builtin:{p.parent.name}" for p in shelf.glob(f"*/{CONFIG}"))
@@ -190,9 +190,10 @@ def _builtin(name: str) -> Path:
     return folder
 
 
-# same as: packages/tokenizer/src/wfm_tokenizer/checkpoint.py
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path) -> dict[str, Any]:
     """Read tensors from a ``.safetensors`` or a pickled ``.pt`` file, the latter weights only.
+
+    A training checkpoint comes as it is, with its weights in ``model`` or ``state_dict``.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .latents import fingerprint_of, fit
 from .samplers import Progress
 from .settings import load_settings
 from .text import train_text_encoder
-from .train import train
+from .training import train
 from .upsample import PromptUpsampler
 from .video import read_video, to_frames, to_model, write_video
 from .world import WorldModel, load_world
@@ -89,7 +89,10 @@ def train_text(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{args.captions}: no such folder")
     pairs = []
     for path in sorted(args.captions.rglob("*.json")):
-        content = json.loads(path.read_text())
+        try:
+            content = json.loads(path.read_text())
+        except ValueError as e:
+            raise ValueError(f"{path}: not JSON ({e})") from e
         if isinstance(content, dict) and content.get("caption"):
             pairs.append((str(content["caption"]), content))
     if not pairs:
@@ -145,7 +148,7 @@ def upsample(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def refusals(command: str) -> Iterator[None]:
+def refusals(command: str) -> Generator[None, None, None]:
     """Say in one line what a guard refused; the caller then returns REFUSED."""
     try:
         yield

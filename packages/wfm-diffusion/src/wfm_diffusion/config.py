@@ -91,7 +91,7 @@ PRESETS: Mapping[str, DiffusionConfig] = MappingProxyType(
         "ultra-video2world": _ULTRA.model_copy(update=_GIVEN),
     }
 )
-"""pico and nano do text2world and video2world with one checkpoint; super is Cosmos 7B, ultra 14B."""
+"""pico and nano do text2world and video2world in one; super is Cosmos 7B, ultra 14B."""
 
 
 class WorldSettings(BaseModel):
@@ -108,7 +108,6 @@ class WorldSettings(BaseModel):
     width: int = Field(1280, gt=0)
     fps: float = Field(24.0, gt=0)
     text_encoder: str | None = None
-    text_fingerprint: str = ""
     conditions: tuple[str, ...] = ("text",)
     guidance: float = Field(7.0, ge=0, description="x0 = cond + guidance (cond - uncond)")
     steps: int = Field(35, gt=1, description="steps of the sampler")

@@ -194,10 +194,10 @@ def config_from_weights(state: Mapping[str, Tensor]) -> DiffusionConfig:
     latents = len(state["final.linear.weight"]) // 4
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     stretched = (2.0, 2.0, 2.0) if width == 5120 else (2.0, 1.0, 1.0)
-    tables = [state.get(f"position.{axis}") for axis in "thw"]
     size = DiffusionConfig().max_size
-    if all(table is not None for table in tables):
-        size = tuple(len(t) * p for t, p in zip(tables, (1, 2, 2), strict=True))
+    if "position.t" in state:
+        t, h, w = (len(state[f"position.{axis}"]) for axis in "thw")
+        size = (t, 2 * h, 2 * w)
     head_dim = len(state["blocks.0.self_attention.q_norm.weight"])
     return DiffusionConfig(
         latent_channels=latents,

@@ -112,7 +112,7 @@ def open_clips(reference: str) -> ClipDataset:
     return clips
 
 
-def fit(frames: UInt8[Tensor, "t 3 h w"], height: int, width: int) -> UInt8[Tensor, "t 3 h w"]:
+def fit(frames: UInt8[Tensor, "t 3 h w"], height: int, width: int) -> UInt8[Tensor, "t 3 _ _"]:
     """Scale frames to cover ``height`` x ``width``, then cut out the middle."""
     h, w = frames.shape[-2:]
     if (h, w) == (height, width):
@@ -166,7 +166,9 @@ def text_fingerprint(encoder: TextEncoder | None) -> str:
     return hashlib.sha256(embedding.float().cpu().numpy().tobytes()).hexdigest()[:16]
 
 
-def prepare(config: TrainConfig, codec: LatentCodec, encoder: TextEncoder | None) -> Latents:
+def prepare(
+    clips: ClipDataset, config: TrainConfig, codec: LatentCodec, encoder: TextEncoder | None
+) -> Latents:
     """Return the latents and embeddings of all clips, from the cache if that is of these parts.
 
     Raises:
@@ -182,13 +184,9 @@ def prepare(config: TrainConfig, codec: LatentCodec, encoder: TextEncoder | None
             f"{config.text_encoder} makes {encoder.dim} features, the network takes"
             f" {config.model.text_dim}; set model.text_dim"
         )
-    clips = open_clips(config.clips)
-    fields = ("clips", "latents", "frames", "stride", "height", "width")
-    key = json.dumps(
-        [config.model_dump(include=set(fields)), len(clips)]
-        + [fingerprint_of(codec), text_fingerprint(encoder)],
-        sort_keys=True,
-    )
+    fields = config.model_dump(include={"clips", "latents", "frames", "stride", "height", "width"})
+    made_of = [fields, len(clips), fingerprint_of(codec), text_fingerprint(encoder)]
+    key = json.dumps(made_of, sort_keys=True)
     path = Path(config.cache or Path(config.out) / "latents.safetensors")
     found = read_cache(path, key)
     if found is None:

@@ -24,7 +24,7 @@ class T5TextEncoder:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         try:
-            from transformers import (  # ty: ignore[unresolved-import]
+            from transformers import (  # ty: ignore[import-not-found]
                 AutoTokenizer,
                 T5EncoderModel,
             )

@@ -133,7 +133,11 @@ class PicoTextEncoder(nn.Module):
 
 def pico_text_encoder() -> PicoTextEncoder:
     """Load the encoder that ships with this package."""
-    return PicoTextEncoder.load(Path(str(resources.files(__package__))) / "weights" / "pico-text")
+    return PicoTextEncoder.load(
+        Path(str(resources.files(__package__)))  # ty: ignore[invalid-argument-type]
+        / "weights"
+        / "pico-text"
+    )
 
 
 def flat_attributes(attributes: Mapping[str, object], prefix: str = "") -> dict[str, str]:
@@ -280,5 +284,5 @@ def _paraphrases(
 
 
 def load_text_encoder(folder: str) -> PicoTextEncoder:
-    """Load an encoder from a folder: ``--text-encoder wfm_diffusion.text:load_text_encoder=DIR``."""
+    """Load an encoder from a folder, for references of the form ``module:callable=FOLDER``."""
     return PicoTextEncoder.load(folder)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .config import DiffusionConfig, WorldSettings
 from .edm import Scalings, noise_label, scalings
 from .layers import Block, Context, FinalLayer, TimeEmbedding, Uncertainty
-from .position import LearnedPosition, rope_angles, sincos_embedding, tile_views
+from .position import Grid, LearnedPosition, rope_angles, sincos_embedding, tile_views
 
 PORTS = ("channels", "adaln", "adaln_shared", "view")
 CONDITIONS = ("text", "text_mask", "fps", "given", "given_sigma", *PORTS)
@@ -55,9 +55,9 @@ class DiffusionTransformer(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
         for linear in (self.time.linear_1, self.time.linear_2):
             nn.init.normal_(linear.weight, std=0.02)
-        for block in self.blocks:
-            for name in ("self_modulation", "text_modulation", "mlp_modulation"):
-                nn.init.zeros_(block.get_submodule(name).up.weight)
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith("modulation.up.weight"):
+                nn.init.zeros_(weight)
 
     @property
     def sigma_data(self) -> float:
@@ -96,14 +96,16 @@ class DiffusionTransformer(nn.Module):
         after each block.
         """
         ports = ports or {}
-        grid = tuple(n // p for n, p in zip(x.shape[2:], self.config.patch, strict=True))
+        (_, _, t, h, w), (pt, ph, pw) = x.shape, self.config.patch
+        grid = (t // pt, h // ph, w // pw)
         x = self._add_channels(x, condition_mask, padding_mask)
         if self.config.views:
             x = self._add_views(x, views, ports.get("view"), frame_repeat)
         tokens = self.embed(self._patchify(x))
         if "channels" in ports:
             tokens = tokens + self._extra(ports["channels"], tokens)
-        context = self._context(tokens, timestep, text, (grid[0] // views, *grid[1:]), fps, views)
+        one_view = (grid[0] // views, grid[1], grid[2])
+        context = self._context(tokens, timestep, text, one_view, fps, views)
         context = add_to_time(context, ports)
         for state in self._states(tokens, context, residual):
             tokens = state
@@ -156,9 +158,7 @@ class DiffusionTransformer(nn.Module):
         pattern = "b c (t r) (h m) (w n) -> b (t h w) (c r m n)"
         return rearrange(x, pattern, r=pt, m=ph, n=pw)
 
-    def _unpatchify(
-        self, x: Float[Tensor, "b n p"], grid: tuple[int, ...]
-    ) -> Float[Tensor, "b c t h w"]:
+    def _unpatchify(self, x: Float[Tensor, "b n p"], grid: Grid) -> Float[Tensor, "b c t h w"]:
         (t, h, w), (pt, ph, pw) = grid, self.config.patch
         pattern = "b (t h w) (m n r c) -> b c (t r) (h m) (w n)"
         return rearrange(x, pattern, t=t, h=h, w=w, m=ph, n=pw, r=pt)
@@ -173,7 +173,7 @@ class DiffusionTransformer(nn.Module):
         tokens: Tensor,
         timestep: Tensor,
         text: Tensor,
-        grid: tuple[int, int, int],
+        grid: Grid,
         fps: float | Tensor | None,
         views: int,
     ) -> Context:
@@ -209,11 +209,11 @@ class DiffusionTransformer(nn.Module):
     ) -> Float[Tensor, "b c t h w"]:
         """Return the best guess of the clean latents: EDM's D(x; sigma).
 
-        Condition keys: ``text`` (none: an empty one), ``fps`` (default: that of the training), ``given`` with
-        ``given_sigma`` (b; the noise in the given frames, default 0): there ``noisy`` is at
-        that noise level and comes back as it is; ``view`` (b v; text then holds the cameras'
-        one after another), ``channels``, ``adaln``, ``adaln_shared``. ``text_mask`` is
-        accepted and unused: padding is attended, as in the original.
+        Condition keys: ``text`` (none: an empty one); ``fps`` (none: that of the training);
+        ``given`` with ``given_sigma`` (b; the noise in the given frames, default 0): there
+        ``noisy`` is at that noise level and comes back as it is; ``view`` (b v; text then holds
+        the cameras' one after another); ``channels``, ``adaln``, ``adaln_shared``.
+        ``text_mask`` is accepted and unused: padding is attended, as in the original.
 
         Raises:
             KeyError: an unknown condition key.
@@ -340,8 +340,8 @@ class ControlBranch(nn.Module):
         )
         self.blocks = nn.ModuleList(copy.deepcopy(net.blocks[i]) for i in self.layers)
         self.outs = nn.ModuleList(nn.Linear(c.width, c.width, bias=False) for _ in self.layers)
-        for out in self.outs:
-            nn.init.zeros_(out.weight)
+        for weight in self.outs.parameters():
+            nn.init.zeros_(weight)
         self.to(device=net.embed.weight.device, dtype=net.embed.weight.dtype)
 
     @property

@@ -4,10 +4,9 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -109,7 +108,7 @@ class WorldModel:
         total = frames or (s.past_frames + s.frames if s.latents == "video" else s.past_frames + 1)
         shape = self._latent_shape(total, height or s.height, width or s.width)
         generator = torch.Generator().manual_seed(seed)
-        branches = self._branches(prompts, len(prompts), negative_prompt, fps, {})
+        branches = self._branches(prompts, len(prompts), negative_prompt, fps)
         guided = self._guided(branches, guidance)
         noise = torch.randn(len(prompts), *shape, generator=generator)
         latents = self._sample(guided, noise, steps, sampler, progress)
@@ -139,7 +138,7 @@ class WorldModel:
         count = self.settings.frames if frames is None else frames
         self._check_past(past, count)
         self._show(past, what="input video")
-        branches = self._branches(prompts, len(past), negative_prompt, fps, {})
+        branches = self._branches(prompts, len(past), negative_prompt, fps)
         guided = self._guided(branches, guidance)
         generator = torch.Generator().manual_seed(seed)
         plan = _Plan(guided, generator, steps, sampler, progress)
@@ -150,7 +149,7 @@ class WorldModel:
     @torch.no_grad()
     def rollout(
         self,
-        past: Float[Tensor, "b 3 p h w"],
+        past: Float[Tensor, "_ 3 p h w"],
         /,
         *,
         frames: int,
@@ -173,7 +172,7 @@ class WorldModel:
         count = max([len(past), *(len(x) for x in controls.values())])
         if len(past) not in (1, count):
             raise ValueError(f"{len(past)} pasts for {count} controls; one, or as many")
-        branches = self._branches(prompts, count, None, None, {})
+        branches = self._branches(prompts, count, None, None)
         generator = generator or torch.Generator().manual_seed(0)
         plan = _Plan(self._guided(branches, None), generator, None, None, None)
         control = _Controls(controls, frames, self.condition_encoder) if controls else None
@@ -239,8 +238,7 @@ class WorldModel:
         name = sampler or self.sampler
         if name not in SAMPLERS:
             raise ValueError(f"no sampler {name!r}; there are {', '.join(SAMPLERS)}")
-        device = self._device
-        noise = noise.to(device)
+        noise = noise.to(self._device)
         return SAMPLERS[name](guided, noise, steps, progress=progress).float()
 
     def _branches(
@@ -249,11 +247,10 @@ class WorldModel:
         count: int,
         negative_prompt: str | None,
         fps: float | int | None,
-        extra: Mapping[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         """Return the conditions with the prompts' text, and with the negative one's or none."""
         rate = torch.full((count,), float(fps or self.settings.fps), device=self._device)
-        base = {"fps": rate, **extra}
+        base = {"fps": rate}
         if prompts is None:
             return base, None
         if self.text_encoder is None:
@@ -299,12 +296,11 @@ class WorldModel:
             )
         size = (1 + math.ceil((frames - 1) / ct), height // ch, width // cw)
         if any(n > m for n, m in zip(size, self.net.config.max_size, strict=True)):
-            raise ValueError(f"latents {size} are larger than the network's {self._largest}")
+            raise ValueError(
+                f"{frames} frames of {height}x{width} are latents of {size}; the network takes up"
+                f" to {self.net.config.max_size}"
+            )
         return self.net.config.latent_channels, *size
-
-    @property
-    def _largest(self) -> tuple[int, int, int]:
-        return self.net.config.max_size
 
     def _check_past(self, past: Tensor, frames: int) -> None:
         if not self.net.config.condition_mask:
@@ -411,23 +407,20 @@ def load_world(
     if not codec:
         raise ValueError(f"{source}: has no world.json that names a codec; give one")
     parts = (
-        _part(codec, "wfm.codecs", LatentCodec),
-        _part(text_encoder or settings.text_encoder, "wfm.text_encoders", TextEncoder),
-        _part(condition_encoder, "wfm.condition_encoders", ConditionEncoder),
+        _part(codec, "wfm.codecs", LatentCodec, device),
+        _part(text_encoder or settings.text_encoder, "wfm.text_encoders", TextEncoder, device),
+        _part(condition_encoder, "wfm.condition_encoders", ConditionEncoder, device),
     )
-    for part in parts:
-        if isinstance(part, torch.nn.Module):
-            part.to(device)
     return WorldModel(net, *parts, guard)
 
 
-def _part(part: object, group: str, contract: type) -> object:
-    """Resolve a part that is given by name; check that it is one."""
+def _part(part: object, group: str, contract: type, device: str) -> Any:
+    """Resolve a part that is given by name, check that it is one, bring it to the device."""
     if isinstance(part, str):
         name, part = part, resolve(part, group)
         if not isinstance(part, contract):
             raise ValueError(f"{name}: gives a {type(part).__name__}, not a {contract.__name__}")
-    return part
+    return part.to(device) if isinstance(part, torch.nn.Module) else part
 
 
 def pico_world_model() -> WorldModel:

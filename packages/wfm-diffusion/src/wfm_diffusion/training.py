@@ -25,7 +25,7 @@ from .config import TrainConfig, WorldSettings
 from .edm import draw_sigma, edm_error, uncertain
 from .ema import Ema
 from .interfaces import LatentCodec, TextEncoder
-from .latents import Latents, fingerprint_of, prepare, text_fingerprint
+from .latents import Latents, fingerprint_of, open_clips, prepare
 from .references import resolve
 from .transformer import DiffusionTransformer
 
@@ -74,18 +74,19 @@ def train(
     out = Path(config.out)
     if (out / "checkpoint.safetensors").is_file() and not resume:
         raise ValueError(f"{out}: holds a run already; resume it, or choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
+    clips = open_clips(config.clips)
     if codec is None:
         codec = cast(LatentCodec, resolve(config.codec, "wfm.codecs"))
     if text_encoder is None and config.text_encoder is not None:
         text_encoder = cast(TextEncoder, resolve(config.text_encoder, "wfm.text_encoders"))
-    data = prepare(config, codec, text_encoder)
+    out.mkdir(parents=True, exist_ok=True)
+    data = prepare(clips, config, codec, text_encoder)
     (out / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
     run = Run(config, data, log)
     run.resume(out / "checkpoint.safetensors")
     run.to_the_end()
     net = run.averaged()
-    world = describe_world(config, data, codec, text_encoder)
+    world = describe_world(config, data, codec)
     save_network(net, out / "model", card=write_card(config, net, run.last_validation), world=world)
     return out / "model"
 
@@ -321,9 +322,7 @@ def validation_error(
     return found
 
 
-def describe_world(
-    config: TrainConfig, data: Latents, codec: LatentCodec, text_encoder: TextEncoder | None
-) -> WorldSettings:
+def describe_world(config: TrainConfig, data: Latents, codec: LatentCodec) -> WorldSettings:
     """Return what the network was trained with, and how it is to be rolled out."""
     given = max(1, min(config.given_max, data.latents.shape[2] - 1, 2))
     past = 1 + (given - 1) * codec.compression[0]
@@ -340,7 +339,6 @@ def describe_world(
         width=config.width,
         fps=float(data.fps.median()),
         text_encoder=config.text_encoder,
-        text_fingerprint=text_fingerprint(text_encoder),
         guidance=2.0,
     )
 
