@@ -11,17 +11,10 @@ from jaxtyping import Float64
 
 from . import textures
 from .graphics import Model
-from .mjcf import Stage, tag
-from .textures import Colour, Texture
+from .mjcf import Stage, Vector, tag
+from .textures import COLOURS, Texture
 
-COLOURS: dict[str, Colour] = {
-    "red": (0.82, 0.10, 0.08),
-    "blue": (0.08, 0.28, 0.85),
-    "green": (0.08, 0.58, 0.20),
-    "yellow": (0.97, 0.80, 0.08),
-    "purple": (0.50, 0.16, 0.68),
-    "cyan": (0.10, 0.72, 0.78),
-}
+THING_COLOURS = ("red", "blue", "green", "yellow", "purple", "cyan")
 TABLES = ("oak", "walnut", "slate", "white", "felt")
 
 SHOULDER = 0.27  # height of the shoulder above the table
@@ -67,7 +60,7 @@ def build_arm(
     rng: np.random.Generator, size: tuple[int, int], *, camera_jitter: float = 0.0
 ) -> ArmScene:
     """Return a random table scene; ``camera_jitter`` moves the camera by so many metres."""
-    stage = Stage(timestep=0.004, near=0.05, far=8, shadow_clip=1.1)
+    stage = Stage(timestep=0.004, near=0.05, far=8.0, shadow_clip=1.1)
     table = str(rng.choice(TABLES))
     _furnish(stage, rng, table)
     things = place_things(rng, count=int(rng.integers(2, 5)))
@@ -88,7 +81,7 @@ def build_arm(
 
 def place_things(rng: np.random.Generator, *, count: int) -> tuple[Thing, ...]:
     """Return objects of distinct colours that do not touch."""
-    colours = rng.permutation(list(COLOURS))[:count]
+    colours = rng.permutation(list(THING_COLOURS))[:count]
     things: list[Thing] = []
     while len(things) < count:
         a, b, height = rng.uniform(0.033, 0.041), rng.uniform(0.048, 0.060), rng.uniform(0.03, 0.04)
@@ -182,13 +175,13 @@ def _add_thing(stage: Stage, index: int, thing: Thing) -> None:
     )
 
 
-def _link(end: tuple[float, float, float], radius: float) -> str:
+def _link(end: Vector, radius: float) -> str:
     """A white tube from the joint to the next one; links do not collide."""
     return tag("geom", type="capsule", size=(radius,), fromto=(0, 0, 0, *end), rgba=WHITE,
                contype=0, conaffinity=0)  # fmt: skip
 
 
-def _knuckle(radius: float, axis: tuple[float, float, float]) -> str:
+def _knuckle(radius: float, axis: Vector) -> str:
     """A dark joint with a ring in the accent colour."""
     common = {"type": "cylinder", "zaxis": axis, "contype": 0, "conaffinity": 0}
     return tag("geom", size=(radius, radius), rgba=DARK, **common) + tag(
@@ -196,7 +189,7 @@ def _knuckle(radius: float, axis: tuple[float, float, float]) -> str:
     )
 
 
-def _joint(name: str, axis: tuple[float, float, float], damping: float, armature: float) -> str:
+def _joint(name: str, axis: Vector, damping: float, armature: float) -> str:
     return tag("joint", name=name, axis=axis, damping=damping, armature=armature)
 
 

@@ -7,6 +7,7 @@ The interface is gymnasium's, without the dependency:
     observation, reward, terminated, truncated, info = env.step(action)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,8 @@ from .arm import (
     build_arm,
     inverse_kinematics,
 )
-from .graphics import Renderer, Shot, camera_intrinsics, camera_pose, mujoco
+from .filming import Film
+from .graphics import Renderer, mujoco
 
 FPS = 5
 SUBSTEPS = 50
@@ -31,7 +33,9 @@ SUBSTEPS = 50
 # a recorded pose is the commanded one.
 MOVING = 0.8
 MAX_STEP, MAX_TURN, MAX_TILT = 0.05, 0.12, 0.25
-STREAM = 1  # the random stream of this scene; see ``scenes.generator``
+PARTS = dict.fromkeys(("base", "turret", "upper", "forearm", "wrist"), (101, "robot arm"))
+PARTS |= dict.fromkeys(("hand", "finger_left", "finger_right"), (102, "gripper"))
+STREAM = 1  # keeps this scene's random numbers apart from the others'
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,7 @@ class ArmPushEnv:
         self.goal = self.sample_goal(np.random.default_rng((STREAM, seed, 1)))
         return self.observe(), {"goal": self.goal, "objects": self.object_names}
 
-    def step(
-        self, action: Float[np.ndarray, " 7"]
-    ) -> tuple[Observation, float, bool, bool, dict[str, object]]:
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, object]]:
         """Do one scaled relative action (see ``actions``): 0.2 s of simulated time.
 
         The tool stays in its workspace, and moves at most 5 cm and 0.12 rad per axis.
@@ -131,9 +133,16 @@ class ArmPushEnv:
         """Return the picture of the front camera."""
         return self._camera().colour(self._data, "front")
 
-    def shoot(self, camera: str = "front") -> Shot:
-        """Return picture, depth and geom ids of a camera."""
-        return self._camera().shoot(self._data, camera)
+    def film(self, cameras: Sequence[str] = ("front",)) -> Film:
+        """Start a film of this episode, with this moment as its first frame."""
+        things = {f"thing{i}": name for i, name in enumerate(self.object_names)}
+        film = Film(self._model, self._camera(), cameras, things, PARTS)
+        film.note(self._data)
+        return film
+
+    def note(self, film: Film) -> None:
+        """Add this moment to a film."""
+        film.note(self._data)
 
     def observe(self) -> Observation:
         """Return the observation of this moment."""
@@ -151,18 +160,6 @@ class ArmPushEnv:
     def object_positions(self) -> Float32[np.ndarray, "n 3"]:
         """Return the centres of the objects."""
         return self._data.xpos[self._things].astype(np.float32)
-
-    def object_poses(self) -> Float32[np.ndarray, "n 7"]:
-        """Return position and quaternion (w x y z) of every object."""
-        poses = [self._data.xpos[self._things], self._data.xquat[self._things]]
-        return np.concatenate(poses, axis=1).astype(np.float32)
-
-    def camera_geometry(
-        self, camera: str = "front"
-    ) -> tuple[Float64[np.ndarray, "4 4"], Float64[np.ndarray, "3 3"]]:
-        """Return camera-to-world (OpenCV axes) and the pinhole matrix in pixels."""
-        pose = camera_pose(self._model, self._data, camera)
-        return pose, camera_intrinsics(self._model, camera, self.size)
 
     def sample_goal(
         self, rng: np.random.Generator, *, distance: tuple[float, float] = (0.08, 0.15)
@@ -247,7 +244,8 @@ class ArmPushEnv:
         opening = FINGER_OPEN + state[6] * (FINGER_CLOSED - FINGER_OPEN)
         for side in ("left", "right"):
             self._data.joint(side).qpos[0] = opening
-        self._command(state)
+        self._command(state[:3] - turn @ TOOL, turn.reshape(-1))
+        self._grip(state[6])
         mujoco.mj_forward(self._model, self._data)
         mujoco.mj_step(self._model, self._data, SUBSTEPS)
 
@@ -267,20 +265,22 @@ class ArmPushEnv:
         """Lead the hand to ``target`` along a straight line."""
         start = self.state().astype(np.float64)
         turn = (target[3:6] - start[3:6] + np.pi) % (2 * np.pi) - np.pi
-        for i in range(SUBSTEPS):
-            share = min(1.0, (i + 1) / (SUBSTEPS * MOVING))
-            way = start + share * (target - start)
-            way[3:6] = start[3:6] + share * turn
-            way[6] = target[6]
-            self._command(way)
+        share = np.minimum(1.0, np.arange(1, SUBSTEPS + 1) / (SUBSTEPS * MOVING))[:, None]
+        turns = rotation(start[3:6] + share * turn)
+        hands = start[:3] + share * (target[:3] - start[:3]) - turns @ TOOL
+        self._grip(target[6])
+        for hand, matrix in zip(hands, turns.reshape(-1, 9), strict=True):
+            self._command(hand, matrix)
             mujoco.mj_step(self._model, self._data)
         mujoco.mj_forward(self._model, self._data)
 
-    def _command(self, state: Float64[np.ndarray, " 7"]) -> None:
-        turn = rotation(state[3:6])
-        self._data.mocap_pos[0] = state[:3] - turn @ TOOL
-        mujoco.mju_mat2Quat(self._data.mocap_quat[0], turn.reshape(-1))
-        self._data.ctrl[:] = FINGER_OPEN + state[6] * (FINGER_CLOSED - FINGER_OPEN)
+    def _command(self, hand: Float64[np.ndarray, " 3"], matrix: Float64[np.ndarray, " 9"]) -> None:
+        """Ask the hand to be somewhere; the weld pulls it there."""
+        self._data.mocap_pos[0] = hand
+        mujoco.mju_mat2Quat(self._data.mocap_quat[0], matrix)
+
+    def _grip(self, closed: float) -> None:
+        self._data.ctrl[:] = FINGER_OPEN + closed * (FINGER_CLOSED - FINGER_OPEN)
 
 
 def action_towards(

@@ -9,10 +9,9 @@ from .actions import relative_actions
 from .arm import HIGH, LOW
 from .arm_env import FPS, MAX_TURN, ArmPushEnv, Observation, action_towards
 from .episode import Episode
-from .graphics import project
+from .filming import Story
 from .scenes import Capture
 
-ARM, GRIPPER = 101, 102
 MOVED = 0.02  # an object that moved less than this counts as still
 
 DIRECTIONS = {
@@ -140,90 +139,28 @@ class WanderPolicy:
 
 def record(seed: int, capture: Capture) -> tuple[Episode, ...]:
     """Return the episode of ``seed``, seen by the front camera or by those asked for."""
-    cameras = capture.views or ("front",)
     with ArmPushEnv(size=capture.size, camera_jitter=capture.camera_jitter) as env:
         observation, _ = env.reset(seed)
         wander = env.rng.random() < 0.15
         policy = (WanderPolicy if wander else PushPolicy)(env, env.rng)
-        log = _Log(env, cameras)
-        log.note()
+        film = env.film(capture.views or ("front",))
+        states = [env.state()]
         for _ in range(capture.frames - 1):
             observation = env.step(policy.act(observation))[0]
-            log.note()
-        return log.episodes(seed, "wander" if wander else "push")
-
-
-class _Log:
-    """Gathers what each step of an environment shows."""
-
-    def __init__(self, env: ArmPushEnv, cameras: Sequence[str]) -> None:
-        self._env = env
-        self._shots = {camera: [] for camera in cameras}
-        self._poses: list[np.ndarray] = []
-        self._states: list[np.ndarray] = []
-        self._labels = _label_table(env)
-
-    def note(self) -> None:
-        for camera, shots in self._shots.items():
-            shots.append(self._env.shoot(camera))
-        self._poses.append(self._env.object_poses())
-        self._states.append(self._env.state())
-
-    def episodes(self, seed: int, policy: str) -> tuple[Episode, ...]:
-        states = np.stack(self._states)
-        poses = np.stack(self._poses)
-        captions, attributes = _describe(self._env, poses[-1, :, :3] - poses[0, :, :3], seed)
-        attributes["policy"] = policy
-        if len(self._shots) > 1:
-            attributes |= {"views": list(self._shots), "group": f"arm-push-{seed:07d}"}
-        actions = relative_actions(states)
-        segments = {i + 1: name for i, name in enumerate(self._env.object_names)}
-        segments |= {ARM: "robot arm", GRIPPER: "gripper"}
-        episodes = []
-        for camera, shots in self._shots.items():
-            pose, pinhole = self._env.camera_geometry(camera)
-            t = len(shots)
-            episodes.append(
-                Episode(
-                    scene="arm-push",
-                    seed=seed,
-                    camera=camera,
-                    fps=float(FPS),
-                    frames=np.stack([shot.rgb for shot in shots]),
-                    captions=captions,
-                    camera_pose=np.tile(pose, (t, 1, 1)).astype(np.float32),
-                    intrinsics=np.tile(pinhole, (t, 1, 1)).astype(np.float32),
-                    depth=np.stack([shot.depth for shot in shots]).astype(np.float16),
-                    segmentation=np.stack([self._labels[shot.geoms] for shot in shots]),
-                    segments=segments,
-                    object_pose=poses,
-                    object_pixel=project(poses[..., :3], pose, pinhole).astype(np.float32),
-                    state=states,
-                    action=actions,
-                    effector_pixel=project(states[:, :3], pose, pinhole).astype(np.float32),
-                    attributes=attributes,
-                )
-            )
-        return tuple(episodes)
-
-
-def _label_table(env: ArmPushEnv) -> np.ndarray:
-    """Return the segment of every geom; the last entry serves geom -1, the background."""
-    model = env.scene.model
-    gripper = {"hand", "finger_left", "finger_right"}
-    arm = {"base", "turret", "upper", "forearm", "wrist"}
-    table = np.zeros(model.ngeom + 1, np.uint8)
-    for geom in range(model.ngeom):
-        body = model.body(model.geom_bodyid[geom]).name
-        if body.startswith("thing"):
-            table[geom] = 1 + int(body.removeprefix("thing"))
-        elif body in gripper | arm:
-            table[geom] = GRIPPER if body in gripper else ARM
-    return table
+            env.note(film)
+            states.append(env.state())
+        poses = film.object_poses
+        captions, attributes = _describe(env, poses[-1, :, :3] - poses[0, :, :3], seed)
+        attributes["policy"] = "wander" if wander else "push"
+        state = np.stack(states)
+        story = Story("arm-push", seed, float(FPS), captions, attributes)
+        return film.episodes(
+            story, effector=state[:, :3], state=state, action=relative_actions(state)
+        )
 
 
 def _describe(
-    env: ArmPushEnv, moved: Float32[np.ndarray, "n 3"], seed: int
+    env: ArmPushEnv, moved: Float64[np.ndarray, "n 3"], seed: int
 ) -> tuple[tuple[str, ...], dict[str, object]]:
     """Return captions of what happened, and the same as attributes."""
     rng = np.random.default_rng((seed, 2))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -44,7 +45,7 @@ class Episode:
     action: Float32[np.ndarray, "s a"] | None = None
     effector_pixel: Float32[np.ndarray, "t 2"] | None = None
     trajectory: Float32[np.ndarray, "p 3"] | None = None
-    attributes: Mapping[str, object] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def caption(self) -> str:

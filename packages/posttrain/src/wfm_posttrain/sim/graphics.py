@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, UInt8
+from jaxtyping import Float, Float32, Float64, Int32, UInt8
 
 from .scenes import GraphicsError
 
@@ -214,12 +214,12 @@ def camera_intrinsics(
 
 
 def project(
-    points: Float64[np.ndarray, "*n 3"],
-    pose: Float64[np.ndarray, "4 4"],
-    intrinsics: Float64[np.ndarray, "3 3"],
+    points: Float[np.ndarray, "*n 3"],
+    pose: Float[np.ndarray, "4 4"],
+    intrinsics: Float[np.ndarray, "3 3"],
 ) -> Float64[np.ndarray, "*n 2"]:
     """Return where world points appear, as (column, row); NaN for points behind the camera."""
-    local = (points - pose[:3, 3]) @ pose[:3, :3]
+    local = (points.astype(np.float64) - pose[:3, 3]) @ pose[:3, :3]
     image = local @ intrinsics.T
     depth = np.where(image[..., 2:] > 0, image[..., 2:], np.nan)
     return image[..., :2] / depth

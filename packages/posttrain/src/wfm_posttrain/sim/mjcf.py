@@ -8,9 +8,9 @@ import numpy as np
 from .graphics import Model, mujoco
 from .textures import Colour, Texture
 
-SHADOW_SIZE = 1024
-
-Vector = tuple[float, float, float]
+Number = float | int
+Numbers = tuple[Number, ...]
+Vector = tuple[Number, Number, Number]
 
 
 def tag(element: str, /, *children: str, **attributes: object) -> str:
@@ -37,6 +37,9 @@ class Stage:
     def __init__(self, *, timestep: float, near: float, far: float, shadow_clip: float) -> None:
         self._visual = tag("map", znear=near, zfar=far, shadowclip=shadow_clip, shadowscale=0.9)
         self._timestep, self._reach = timestep, 2 * shadow_clip
+        self.integrator = "implicitfast"
+        # What pictures cost is mostly the shadow map; round things are made of slices, stacks.
+        self.shadow_size, self.slices, self.stacks = 1024, 24, 16
         self._assets: list[str] = []
         self._world: list[str] = []
         self._tail: list[str] = []
@@ -94,16 +97,14 @@ class Stage:
                 directional=True, castshadow=False)
         )  # fmt: skip
 
-    def compile(
-        self, size: tuple[int, int], *, supersample: int = 2, shadows: bool = True
-    ) -> Model:
+    def compile(self, size: tuple[int, int], *, supersample: int = 2) -> Model:
         """Return the model; ``size`` is the height and width of the pictures to come."""
         h, w = size
         visual = tag(
             "visual",
             tag("global", offheight=h * supersample, offwidth=w * supersample),
-            tag("quality", shadowsize=SHADOW_SIZE if shadows else 0, offsamples=0,
-                numslices=24, numstacks=16),
+            tag("quality", shadowsize=self.shadow_size, offsamples=0,
+                numslices=self.slices, numstacks=self.stacks),
             self._headlight,
             self._visual,
         )  # fmt: skip
@@ -112,7 +113,7 @@ class Stage:
             tag("compiler", angle="radian"),
             # Near and far planes are multiples of the extent: fix it, or they follow the model.
             tag("statistic", extent=1, center=(0, 0, 0)),
-            tag("option", timestep=self._timestep, integrator="implicitfast"),
+            tag("option", timestep=self._timestep, integrator=self.integrator),
             visual,
             tag("asset", *self._assets),
             tag("worldbody", *self._world),

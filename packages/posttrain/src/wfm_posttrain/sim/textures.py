@@ -3,8 +3,21 @@
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-Colour = tuple[float, float, float]
+Colour = tuple[float | int, float | int, float | int]
 Texture = UInt8[np.ndarray, "h w 3"]
+
+COLOURS: dict[str, Colour] = {
+    "red": (0.82, 0.10, 0.08),
+    "blue": (0.08, 0.28, 0.85),
+    "green": (0.08, 0.58, 0.20),
+    "yellow": (0.97, 0.80, 0.08),
+    "purple": (0.50, 0.16, 0.68),
+    "cyan": (0.10, 0.72, 0.78),
+    "orange": (0.98, 0.48, 0.06),
+    "white": (0.93, 0.93, 0.91),
+    "black": (0.10, 0.10, 0.12),
+    "pink": (0.95, 0.50, 0.66),
+}
 
 
 def fractal(
