@@ -2,7 +2,8 @@ import json
 
 import pytest
 import torch
-from fakes import NextFrameWorld, PatchCodec, SmallDenoiser, SmallTokenModel
+from fakes import NextFrameWorld, PatchCodec, SmallDenoiser, SmallTokenModel, load_denoiser
+from safetensors.torch import load_file
 from torch import nn
 
 import wfm_posttrain
@@ -18,6 +19,7 @@ from wfm_posttrain.clips import ClipFolder, cached_frames, encode_frames
 from wfm_posttrain.encoder import ActionEncoder, ActionTokens, fit_scaling
 from wfm_posttrain.evaluation import EvaluationConfig
 from wfm_posttrain.fit import FitConfig
+from wfm_posttrain.lora import LoraConfig
 from wfm_posttrain.objectives import draw_sigma, next_frame_loss
 
 WORLD = "fakes:NextFrameWorld"
@@ -183,6 +185,29 @@ def test_training_lowers_the_loss_and_makes_actions_matter(recordings, tmp_path)
     assert {"psnr", "gap", "psnr_repeat"} <= json.loads(
         (run / "evaluation.json").read_text()
     ).keys()
+
+
+def test_adapters_train_alone_and_are_merged_into_the_saved_network(recordings, tmp_path):
+    config = config_for(recordings, DIFFUSION, steps=4)
+    config = config.model_copy(update={"lora": LoraConfig(targets="shared", rank=2)})
+    folder = train(config, tmp_path / "run")
+    saved, base = load_file(folder / "net" / "model.safetensors"), load_denoiser().state_dict()
+    assert saved.keys() == base.keys()
+    changed = {name for name in base if not torch.equal(saved[name], base[name].half())}
+    assert changed == {"shared.weight"}
+    assert (tmp_path / "run" / "adapter.safetensors").is_file()
+
+
+def test_a_run_without_a_checkpoint_is_begun_anew(recordings, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(step, _):
+        raise Stop
+
+    with pytest.raises(Stop):
+        train(config_for(recordings, DIFFUSION, steps=3), tmp_path / "run", progress=stop)
+    assert train(config_for(recordings, DIFFUSION, steps=2), tmp_path / "run").is_dir()
 
 
 def test_another_codec_is_refused(recordings, tmp_path):

@@ -117,8 +117,8 @@ def test_bad_recordings_are_one_line_that_names_them(kind, words, recordings, tm
         ({"fit": {"steps": 0}}, "fit.steps: Input should be greater than 0, got 0"),
         ({"speed": 1}, "speed: Extra inputs are not permitted"),
         ({"held_out": 12}, "12 clips, of which 12 are to be held out"),
-        ({"backend": {**SMALL["backend"], "base": "fakes:nothing"}}, "cannot import nothing"),
-        ({"backend": {**SMALL["backend"], "base": "fakes:PatchCodec"}}, "not a denoiser"),
+        ({"backend": {**SMALL["backend"], "base": "fakes:nothing=x"}}, "cannot import nothing"),
+        ({"backend": {**SMALL["backend"], "base": "builtins:list=x"}}, "not a denoiser"),
         (
             {"backend": {**SMALL["backend"], "codec": "nobody"}},
             "nobody: no such name in wfm.codecs",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import metrics, plan, recipes, sim
+    from . import clips, env, lora, metrics, plan, policies, recipes, references, sim, simulator
     from .encoder import ActionEncoder, action_encoder
     from .env import WorldEnv, WorldVectorEnv
     from .policies import PolicyEvaluation, evaluate_policy
@@ -18,14 +18,20 @@ __all__ = [
     "WorldEnv",
     "WorldVectorEnv",
     "action_encoder",
+    "clips",
+    "env",
     "evaluate_policy",
     "load",
+    "lora",
     "metrics",
     "pico_arm_ar",
     "pico_arm_diffusion",
     "plan",
+    "policies",
     "recipes",
+    "references",
     "sim",
+    "simulator",
 ]
 
 _HOMES = {

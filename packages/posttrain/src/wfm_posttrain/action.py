@@ -75,6 +75,8 @@ def train(
     run = Path(run)
     clips, held_out = _split(config)
     codec = load_codec(config.backend.codec)
+    if isinstance(codec, nn.Module):
+        codec.to(device)
     network: Any = resolve(config.backend.base, "")
     start_run(run, config, resume=resume)
     frames = _encoded(clips, "clips", config, codec, run, device)
@@ -100,13 +102,7 @@ def train(
     if config.lora:
         write_weights(run / "adapter.safetensors", adapters(network))
         merge(network)
-    save(run / "model", recipe, network, encoder, card=_card(recipe, config, None))
-    result = evaluate(load(run / "model", device=device, codec=codec), held_out, config.evaluation)
-    save(run / "model", recipe, network, encoder, card=_card(recipe, config, result))
-    with replacing(run / "evaluation.json") as partial:
-        partial.write_text(result.to_json() + "\n")
-    logger.info("%s", result.summary())
-    return run / "model"
+    return _publish(run, config, recipe, model, held_out, codec, device)
 
 
 def evaluate(
@@ -115,6 +111,26 @@ def evaluate(
     """Roll out held-out clips with their own and with others' actions; see ``Evaluation``."""
     clips = open_clips(clips) if isinstance(clips, str) else clips
     return evaluate_world(world, clips, config or EvaluationConfig())
+
+
+def _publish(
+    run: Path,
+    config: ActionConfig,
+    recipe: Recipe,
+    model: nn.ModuleDict,
+    held_out: ClipDataset,
+    codec: Any,
+    device: str,
+) -> Path:
+    """Save the model, evaluate what was saved, and put the result on its card."""
+    network, encoder = model["network"], model["encoder"]
+    save(run / "model", recipe, network, encoder, card=_card(recipe, config, None))
+    result = evaluate(load(run / "model", device=device, codec=codec), held_out, config.evaluation)
+    save(run / "model", recipe, network, encoder, card=_card(recipe, config, result))
+    with replacing(run / "evaluation.json") as partial:
+        partial.write_text(result.to_json() + "\n")
+    logger.info("%s", result.summary())
+    return run / "model"
 
 
 @torch.no_grad()

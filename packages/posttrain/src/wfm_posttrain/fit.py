@@ -130,7 +130,8 @@ def start_run(run: Path, settings: BaseModel, *, resume: bool) -> None:
     """Make the run's folder and note its settings, or check that they are still the same.
 
     Raises:
-        FileExistsError: the folder holds a run already and ``resume`` was not asked for.
+        FileExistsError: the folder holds a run already and ``resume`` was not asked for. A run
+            that has no checkpoint yet has nothing to lose and is begun anew.
         ValueError: it was, but the settings differ, or there is nothing to resume.
     """
     noted, text = run / SETTINGS, settings.model_dump_json(indent=2) + "\n"
@@ -141,7 +142,7 @@ def start_run(run: Path, settings: BaseModel, *, resume: bool) -> None:
             changed = sorted(_differences(json.loads(noted.read_text()), json.loads(text)))
             raise ValueError(f"{run}: was started with other settings ({', '.join(changed)})")
         return
-    if noted.exists():
+    if (run / STATE).exists():
         raise FileExistsError(f"{run}: holds a run already; resume it, or choose another folder")
     run.mkdir(parents=True, exist_ok=True)
     with replacing(noted) as partial:

@@ -143,6 +143,22 @@ class NextTokenModel(Protocol):
 
 
 @runtime_checkable
+class GridGenerator(Protocol):
+    """Continue token sequences by cached decoding; the answer holds the n new tokens only."""
+
+    def generate(
+        self,
+        tokens: Int64[Tensor, "b p"],
+        n: int,
+        condition: Mapping[str, Tensor],
+        /,
+        *,
+        grid: tuple[int, int, int] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Int64[Tensor, "b n"]: ...
+
+
+@runtime_checkable
 class LabelledClip(Protocol):
     """A ClipReader with what else is known of the clip.
 

@@ -18,7 +18,7 @@ class LoraConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    targets: str = Field("attention|mlp", description="regular expression of layer names")
+    targets: str = Field("attention|cross|mlp|ffn", description="regular expression of layer names")
     rank: int = Field(16, gt=0)
     alpha: float | None = Field(None, gt=0, description="strength; None: the rank")
 

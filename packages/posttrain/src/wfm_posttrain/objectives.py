@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from .interfaces import NextTokenModel, TrainableDenoiser
 
+_BASE = r"^[^:=]+:[^:=]+=.+$"
+"""The same callable, with the saved folder for its argument, loads the network again."""
+
 
 class DiffusionBackend(BaseModel):
     """Denoise the latents of the next frame; the action goes into the noise level's embedding."""
@@ -20,7 +23,9 @@ class DiffusionBackend(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["diffusion"] = "diffusion"
-    base: str = Field("wfm_diffusion:load=builtin:pico", description="module:callable=SOURCE")
+    base: str = Field(
+        "wfm_diffusion:load=builtin:pico", pattern=_BASE, description="module:callable=SOURCE"
+    )
     world: str = Field("wfm_diffusion:WorldModel", description="module:callable")
     codec: str = Field("pico-cv4x8x8", description="name or module:callable=SOURCE")
     options: dict[str, float | int | str] = Field({}, description="further keywords of the world")
@@ -40,7 +45,9 @@ class ArBackend(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["ar"] = "ar"
-    base: str = Field("wfm_ar:load=builtin:pico-ar", description="module:callable=SOURCE")
+    base: str = Field(
+        "wfm_ar:load=builtin:pico-ar", pattern=_BASE, description="module:callable=SOURCE"
+    )
     world: str = Field("wfm_ar:WorldModel", description="module:callable")
     codec: str = Field("pico-dv8x16x16", description="name or module:callable=SOURCE")
     options: dict[str, float | int | str] = Field(
