@@ -43,6 +43,10 @@ class Page:
         body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
         self._add(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
+    def link(self, target: str, text: str) -> None:
+        """Add a link to a file beside the page."""
+        self._add(f'<p><a href="{escape(target)}">{escape(text)}</a></p>')
+
     def text(self, text: str) -> None:
         """Add a paragraph."""
         self._add(f"<p>{escape(text)}</p>")
