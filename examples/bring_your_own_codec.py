@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import torch
-import wfm_diffusion as wd
 from torch import Tensor
 from torch.nn.functional import avg_pool3d, interpolate
+
+import wfm_diffusion as wd
 from wfm_posttrain import sim
 
 

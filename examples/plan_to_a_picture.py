@@ -4,6 +4,7 @@ python examples/plan_to_a_picture.py prints the plan and how far the simulator s
 """
 
 import torch
+
 import wfm_posttrain as wp
 from wfm_posttrain.plan import ImaginedReturn, LooksLike, SearchConfig, cem
 from wfm_posttrain.simulator import ArmEnv, move_bounds

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 import wfm_tokenizer as wt
 from wfm_posttrain import sim
 from wfm_tokenizer.video import read_video, to_frames, to_model, write_video

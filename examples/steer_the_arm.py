@@ -6,6 +6,7 @@ python examples/steer_the_arm.py writes out/steered.mp4: left, then right, then 
 from pathlib import Path
 
 import torch
+
 import wfm_posttrain as wp
 from wfm_posttrain import sim
 from wfm_tokenizer.video import to_frames, to_model, write_video

@@ -7,6 +7,7 @@ import pytest
 import reconstruct_video
 import steer_the_arm
 import text_to_world
+
 from wfm_tokenizer.video import read_video
 
 
