@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+
 import wfm_ar
 import wfm_ar.interfaces as ar
 import wfm_curator
 import wfm_diffusion
 import wfm_diffusion.interfaces as diffusion
 import wfm_guardrail
-import wfm_posttrain
 import wfm_posttrain.interfaces as posttrain
 import wfm_tokenizer
 from wfm_posttrain import sim
+from wfm_posttrain.references import resolve
+from wfm_tokenizer.video import to_model
 
 
 @cache
@@ -48,7 +50,12 @@ def guard():
 
 @cache
 def episode():
-    return sim.generate("arm-push", seed=sim.HELD_OUT, frames=17)
+    return sim.generate("arm-push", seed=sim.HELD_OUT_SEED, frames=17)
+
+
+@cache
+def recorded() -> torch.Tensor:
+    return to_model(torch.from_numpy(episode().frames))
 
 
 def film(frames: int, height: int = 64, width: int = 64) -> torch.Tensor:
@@ -100,10 +107,9 @@ def test_a_codec_refuses_other_sizes(codec, size):
 
 
 def test_latents_are_of_unit_scale_and_tokens_in_range():
-    video = wfm_tokenizer.video.to_model(episode().frames)
     with torch.no_grad():
-        latent = latent_codec().encode(video)
-        tokens = discrete_codec().encode(video)
+        latent = latent_codec().encode(recorded())
+        tokens = discrete_codec().encode(recorded())
     assert latent.shape[1] == latent_codec().latent_channels
     assert 0.5 < latent.std() < 2
     assert 0 <= tokens.min() <= tokens.max() < discrete_codec().vocab_size
@@ -120,8 +126,8 @@ def test_codecs_tell_themselves_apart():
 
 def test_both_world_models_read_text_alike():
     prompts = ["A robot arm pushes the red block to the left.", ""]
-    first = wfm_diffusion.text.pico()
-    second = wfm_ar.text.pico()
+    first = wfm_diffusion.pico_text_encoder()
+    second = wfm_ar.pico_text_encoder()
     assert isinstance(first, diffusion.TextEncoder)
     assert isinstance(second, ar.TextEncoder)
     embeddings, mask = first.encode(prompts)
@@ -135,10 +141,9 @@ def test_both_world_models_read_text_alike():
 
 def test_the_diffusion_network_is_a_denoiser_to_train():
     net = denoiser()
-    assert isinstance(net, diffusion.Denoiser if hasattr(diffusion, "Denoiser") else object)
     assert isinstance(net, posttrain.TrainableDenoiser)
     noisy = torch.randn(2, 16, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    text, mask = wfm_diffusion.text.pico().encode(["a", "b"])
+    text, mask = wfm_diffusion.pico_text_encoder().encode(["a", "b"])
     condition = {"text": text, "text_mask": mask}
     with torch.no_grad():
         clean = net.denoise(noisy, torch.tensor([0.1, 10.0]), condition)
@@ -149,8 +154,8 @@ def test_the_diffusion_network_is_a_denoiser_to_train():
 
 def test_a_nearly_clean_latent_passes_the_denoiser_unchanged():
     with torch.no_grad():
-        latent = latent_codec().encode(wfm_tokenizer.video.to_model(episode().frames)) * 0.5
-        text, mask = wfm_diffusion.text.pico().encode([episode().caption])
+        latent = latent_codec().encode(recorded()) * 0.5
+        text, mask = wfm_diffusion.pico_text_encoder().encode([episode().caption])
         condition = {"text": text, "text_mask": mask}
         clean = denoiser().denoise(latent, torch.tensor([0.002]), condition)
     torch.testing.assert_close(clean, latent, atol=0.05, rtol=0)
@@ -161,7 +166,7 @@ def test_the_ar_network_is_a_next_token_model():
     assert isinstance(lm, posttrain.NextTokenModel)
     assert isinstance(lm, posttrain.GridGenerator)
     tokens = torch.randint(1000, (2, 16), generator=torch.Generator().manual_seed(0))
-    text, _ = wfm_ar.text.pico().encode(["a", "b"])
+    text, _ = wfm_ar.pico_text_encoder().encode(["a", "b"])
     with torch.no_grad():
         logits = lm.logits(tokens, {"text": text})
         more = lm.generate(tokens, 4, {"text": text})
@@ -178,10 +183,11 @@ WORLDS = ["pico-diffusion", "pico-ar", "pico-arm-diffusion", "pico-arm-ar"]
 def test_a_world_model_imagines_new_frames_by_seed(name):
     world = posttrain_resolve(name)
     assert isinstance(world, posttrain.WorldModel)
-    video = wfm_tokenizer.video.to_model(episode().frames)
-    past = video[:, :, : max(world.past_frames, 1)]
+    past = recorded()[:, :, : world.past_frames]
     frames = 2 if "arm" in name else 8
-    controls = {"action": episode().arrays["action"][None, :frames]} if "arm" in name else None
+    controls = (
+        {"action": torch.from_numpy(episode().action)[None, :frames]} if "arm" in name else None
+    )
 
     def imagine(seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -193,13 +199,13 @@ def test_a_world_model_imagines_new_frames_by_seed(name):
 
 
 def posttrain_resolve(name: str):
-    return wfm_posttrain.references.resolve(name, "wfm.world_models")
+    return resolve(name, "wfm.world_models")
 
 
 @pytest.mark.parametrize("name", ["pico-arm-diffusion", "pico-arm-ar"])
 def test_an_arm_model_listens_to_its_actions(name):
     world = posttrain_resolve(name)
-    past = wfm_tokenizer.video.to_model(episode().frames)[:, :, : world.past_frames]
+    past = recorded()[:, :, : world.past_frames]
     futures = [
         world.rollout(
             past,
@@ -247,7 +253,7 @@ def test_the_guardrail_keeps_both_contracts(interfaces):
 
 def test_simulated_recordings_become_clips(tmp_path):
     for seed in range(2):
-        one = sim.generate("arm-push", seed=sim.HELD_OUT + seed, frames=9)
+        one = sim.generate("arm-push", seed=sim.HELD_OUT_SEED + seed, frames=17)
         sim.write_episode(one, tmp_path / "raw", f"arm-{seed}")
     wfm_curator.curate([tmp_path / "raw"], tmp_path / "clips")
     clips = wfm_curator.ShardedDataset(tmp_path / "clips")
@@ -255,7 +261,7 @@ def test_simulated_recordings_become_clips(tmp_path):
     assert len(clips) == 2
     clip = clips[0]
     assert isinstance(clip, posttrain.LabelledClip)
-    assert clip.read(0, 9).shape == (9, 3, 64, 64)
-    assert clip.labels()["action"].shape == (8, 7)
+    assert clip.read(0, 17).shape == (17, 3, 64, 64)
+    assert clip.labels()["action"].shape == (16, 7)
     assert clip.caption
     assert clip.attributes["scene"] == "arm-push"

@@ -199,7 +199,7 @@ def foresee(demo: Demo) -> None:
     ar = wa.WorldModel(
         wa.load("builtin:pico-ar"),
         codec=wt.load("builtin:pico-dv8x16x16"),
-        text_encoder=wa.text.pico_text_encoder(),
+        text_encoder=wa.pico_text_encoder(),
         guard=guard,
     )
     models: dict[str, Callable[[], Tensor]] = {
