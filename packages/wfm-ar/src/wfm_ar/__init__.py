@@ -22,7 +22,6 @@ _HOMES = {
     "pretrained": ("convert_folder", "load", "save"),
     "text": ("PicoTextEncoder", "pico_text_encoder"),
     "training": ("TrainConfig", "next_token_loss", "train"),
-    "text": ("PicoTextEncoder", "pico_text_encoder"),
     "world": ("WorldModel", "load_world", "pico_ar"),
 }
 
