@@ -200,7 +200,6 @@ def foresee(demo: Demo) -> None:
         wa.load("builtin:pico-ar"),
         codec=wt.load("builtin:pico-dv8x16x16"),
         text_encoder=wa.pico_text_encoder(),
-        guard=guard,
     )
     models: dict[str, Callable[[], Tensor]] = {
         "diffusion": lambda: diffusion(guard).video2world(past, captions, steps=20, seed=0),

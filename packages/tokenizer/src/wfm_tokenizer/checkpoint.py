@@ -5,7 +5,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -19,7 +19,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path) -> Generator[Path, None, None]:
     """Give a temporary name beside ``path``; rename it to ``path`` if all goes well.
 
     A file or a folder may be written under the temporary name. On an error it is removed,
@@ -66,7 +66,7 @@ def find_source(source: str | Path, *, revision: str | None = None) -> Path:
             f"{name}: no such folder; give a folder, builtin:NAME, or owner/name of the hub"
         )
     try:
-        from huggingface_hub import snapshot_download  # ty: ignore[unresolved-import]
+        from huggingface_hub import snapshot_download  # ty: ignore[import-not-found]
     except ImportError as e:
         raise ImportError(
             f"{name}: no such folder, and loading from the hub needs: pip install huggingface-hub"
@@ -76,7 +76,7 @@ def find_source(source: str | Path, *, revision: str | None = None) -> Path:
 
 def _builtin(name: str) -> Path:
     """Find a model that ships inside this package."""
-    shelf = Path(str(resources.files(__package__))) / "weights"
+    shelf = Path(str(resources.files(str(__package__)))) / "weights"
     folder = shelf / name
     if not name or not (folder / CONFIG).is_file():
         known = sorted(f"builtin:{p.parent.name}" for p in shelf.glob(f"*/{CONFIG}"))
