@@ -18,7 +18,9 @@ def test_all_directions_of_a_matrix_come_out_alike(shape):
 def test_matrices_and_vectors_move_by_about_the_learning_rate():
     layer = nn.Conv2d(16, 32, 3)
     before = [p.detach().clone() for p in layer.parameters()]
-    layer(torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))).sum().backward()
+    generator = torch.Generator().manual_seed(0)
+    output = layer(torch.randn(2, 16, 8, 8, generator=generator))
+    output.backward(torch.randn(output.shape, generator=generator))
     Muon(layer.parameters(), lr=1e-2).step()
     weight, bias = (
         (p.detach() - b).square().mean().sqrt()
@@ -31,9 +33,9 @@ def test_matrices_and_vectors_move_by_about_the_learning_rate():
 def test_it_finds_the_minimum_of_a_bowl():
     matrix = nn.Parameter(torch.ones(4, 6))
     target = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
-    optimizer = Muon([matrix], lr=0.1)
+    optimizer = Muon([matrix], lr=0.3)
     for step in range(200):
-        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 200)
+        optimizer.param_groups[0]["lr"] = 0.3 * (1 - step / 200)
         optimizer.zero_grad()
         (matrix - target).square().sum().backward()
         optimizer.step()
