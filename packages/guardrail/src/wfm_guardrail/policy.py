@@ -96,7 +96,7 @@ class Policy(_Part):
     """Everything that decides a verdict. ``Policy()`` is the preset ``physical_ai``."""
 
     name: str = "physical_ai"
-    timeout_s: float = Field(30.0, gt=0, description="for each call of one check")
+    timeout_s: float = Field(30.0, gt=0, description="for each call of an added check or of the face detector")
     checks: dict[str, CheckPolicy] = {"frozen": CheckPolicy(mode="shadow")}
     text: TextPolicy = TextPolicy()
     video: VideoPolicy = VideoPolicy()

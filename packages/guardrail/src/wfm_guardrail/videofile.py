@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +19,7 @@ Pixels = UInt8[np.ndarray, "t 3 h w"]
 
 # same as: packages/tokenizer/src/wfm_tokenizer/checkpoint.py
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path) -> Generator[Path, None, None]:
     """Give a temporary name beside ``path``; rename it to ``path`` if all goes well.
 
     A file or a folder may be written under the temporary name. On an error it is removed,
