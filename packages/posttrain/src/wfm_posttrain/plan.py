@@ -24,10 +24,10 @@ class SearchConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    horizon: int = Field(6, gt=0, description="actions in a plan")
-    samples: int = Field(48, gt=1, description="plans tried per iteration")
-    elites: int = Field(8, gt=0, description="best plans that the next iteration starts from")
-    iterations: int = Field(4, gt=0)
+    horizon: int = Field(4, gt=0, description="actions in a plan")
+    samples: int = Field(32, gt=1, description="plans tried per iteration")
+    elites: int = Field(6, gt=0, description="best plans that the next iteration starts from")
+    iterations: int = Field(3, gt=0)
     spread: float = Field(0.5, gt=0, description="first standard deviation, in half ranges")
     least_spread: float = Field(0.02, ge=0, description="smallest one, in half ranges")
     momentum: float = Field(0.1, ge=0, lt=1, description="share of the old mean and spread kept")
