@@ -178,7 +178,7 @@ def speak(demo: Demo) -> None:
 
 def diffusion(guard: object) -> wd.WorldModel:
     """Put the diffusion world model together from its parts."""
-    codec = wt.load("builtin:pico-cv4x8x8")
+    codec = wt.pico_cv4x8x8()
     text = wd.pico_text_encoder()
     return wd.WorldModel(wd.load("builtin:pico"), codec=codec, text_encoder=text, guard=guard)
 
@@ -198,7 +198,7 @@ def foresee(demo: Demo) -> None:
     )
     ar = wa.WorldModel(
         wa.load("builtin:pico-ar"),
-        codec=wt.load("builtin:pico-dv8x16x16"),
+        codec=wt.pico_dv8x16x16(),
         text_encoder=wa.pico_text_encoder(),
     )
     models: dict[str, Callable[[], Tensor]] = {

@@ -35,7 +35,7 @@ class Batch:
     past: Tensor
     real: Tensor
     action: Tensor
-    clips: list[LabelledClip]
+    clips: Sequence[LabelledClip]
 
 
 def read(folder: Path, count: int) -> Batch:
@@ -103,7 +103,7 @@ def models(world: WorldModel, batch: Batch) -> dict[str, Callable[[Batch], Tenso
         )
 
     def recoded(batch: Batch) -> Tensor:
-        codec = world.codec  # ty: ignore[unresolved-attribute]
+        codec = world.codec  # ty: ignore[missing-attribute]
         last = codec.decode(codec.encode(batch.past[:, :, -1:]))
         return last.expand(-1, -1, FUTURE, -1, -1)
 

@@ -132,4 +132,6 @@ class PicoTextEncoder(nn.Module):
 # same as: packages/wfm-diffusion/src/wfm_diffusion/text.py
 def pico_text_encoder() -> PicoTextEncoder:
     """Load the encoder that ships with this package."""
-    return PicoTextEncoder.load(Path(str(resources.files(str(__package__)))) / "weights" / "pico-text")
+    return PicoTextEncoder.load(
+        Path(str(resources.files(str(__package__)))) / "weights" / "pico-text"
+    )

@@ -182,7 +182,7 @@ def find_source(source: str | Path, *, revision: str | None = None) -> Path:
 # same as: packages/tokenizer/src/wfm_tokenizer/checkpoint.py
 def _builtin(name: str) -> Path:
     """Find a model that ships inside this package."""
-    shelf = Path(str(resources.files(str(__package__)))) / "weights"  # ty: ignore[invalid-argument-type]
+    shelf = Path(str(resources.files(str(__package__)))) / "weights"
     folder = shelf / name
     if not name or not (folder / CONFIG).is_file():
         known = sorted(f"builtin:{p.parent.name}" for p in shelf.glob(f"*/{CONFIG}"))

@@ -134,9 +134,7 @@ class PicoTextEncoder(nn.Module):
 def pico_text_encoder() -> PicoTextEncoder:
     """Load the encoder that ships with this package."""
     return PicoTextEncoder.load(
-        Path(str(resources.files(str(__package__))))  # ty: ignore[invalid-argument-type]
-        / "weights"
-        / "pico-text"
+        Path(str(resources.files(str(__package__)))) / "weights" / "pico-text"
     )
 
 

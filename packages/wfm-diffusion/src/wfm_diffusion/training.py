@@ -339,7 +339,7 @@ def describe_world(config: TrainConfig, data: Latents, codec: LatentCodec) -> Wo
         width=config.width,
         fps=float(data.fps.median()),
         text_encoder=config.text_encoder,
-        guidance=2.0,
+        guidance=1.0,
     )
 
 
