@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from . import caption, dedup, filters, shard, split
     from .analysis import analyse
     from .config import CurateConfig
-    from .curate import CurationReport, curate
+    from .manifest import CurationReport
+    from .pipeline import curate
     from .dataset import ShardedClip, ShardedDataset
     from .video import VideoError
 
@@ -35,12 +36,12 @@ __all__ = [
 
 _HOMES = {
     "CurateConfig": "config",
-    "CurationReport": "curate",
+    "CurationReport": "manifest",
     "ShardedClip": "dataset",
     "ShardedDataset": "dataset",
     "VideoError": "video",
     "analyse": "analysis",
-    "curate": "curate",
+    "curate": "pipeline",
 }
 _MODULES = ("caption", "dedup", "filters", "shard", "split")
 
@@ -52,5 +53,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value  # over the module of the same name: wfm_curator.curate is the function
+    globals()[name] = value
     return value

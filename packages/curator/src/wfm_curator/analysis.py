@@ -85,7 +85,7 @@ class Analysis:
 def info_from(facts: dict[str, Any]) -> VideoInfo:
     """Undo the JSON form of a `VideoInfo`."""
     rate = facts["rate"]
-    values = facts | {
+    values: dict[str, Any] = facts | {
         "time_base": Fraction(facts["time_base"]),
         "rate": None if rate is None else Fraction(rate),
     }
@@ -93,7 +93,9 @@ def info_from(facts: dict[str, Any]) -> VideoInfo:
 
 
 def find_recordings(inputs: list[Path]) -> list[Recording]:
-    """Return the videos among files and below folders, by name; an input file need not look like one.
+    """Return the videos among files and below folders, by name.
+
+    Below a folder a video is known by its suffix; a file that is named is taken as one.
 
     Raises:
         FileNotFoundError: an input is not there.

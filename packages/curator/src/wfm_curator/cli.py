@@ -90,7 +90,7 @@ def _shard(args: argparse.Namespace) -> int:
 
 
 def _curate(args: argparse.Namespace, config: "CurateConfig") -> int:
-    from .curate import curate
+    from .pipeline import curate
 
     bars = _Bars(hidden=args.quiet or not sys.stderr.isatty())
     try:
@@ -139,7 +139,7 @@ def _say(args: argparse.Namespace, row: dict[str, Any], text: str) -> None:
 def _split(args: argparse.Namespace) -> int:
     for found in _analyses(args, _settings(args)):
         for clip in found.clips:
-            row = {"recording": found.name, "start": clip.start, "stop": clip.stop}
+            row: dict[str, Any] = {"recording": found.name, "start": clip.start, "stop": clip.stop}
             row |= {"start_seconds": clip.start_seconds, "stop_seconds": clip.stop_seconds}
             times = f"{clip.start_seconds:9.3f} {clip.stop_seconds:9.3f} s"
             text = f"{found.name}  {clip.start:7d} {clip.stop:7d}  {times}  {clip.reason}"
@@ -154,7 +154,7 @@ def _filter(args: argparse.Namespace) -> int:
     for found in _analyses(args, config):
         for clip in found.clips:
             reason = clip.reason or judge(clip.scores, config.filter)
-            row = {"recording": found.name, "start": clip.start, "stop": clip.stop}
+            row: dict[str, Any] = {"recording": found.name, "start": clip.start, "stop": clip.stop}
             row |= {"reason": reason, "tags": clip.tags, "scores": clip.scores}
             scores = ", ".join(f"{k} {v:g}" for k, v in clip.scores.items())
             verdict = f"rejected: {reason}" if reason else "kept"
@@ -171,7 +171,11 @@ def _caption(args: argparse.Namespace) -> int:
         facts = found.facts()
         for clip in facts["clips"]:
             words = captioned(clip, facts, config.caption)
-            row = {"recording": found.name, "start": clip["start"], "stop": clip["stop"]}
+            row: dict[str, Any] = {
+                "recording": found.name,
+                "start": clip["start"],
+                "stop": clip["stop"],
+            }
             row |= {"caption": words.text, "caption_source": words.source}
             where = f"{found.name} [{clip['start']}:{clip['stop']}]"
             _say(args, row, f"{where}  ({words.source})  {words.text}")
@@ -190,7 +194,7 @@ def _dedup(args: argparse.Namespace) -> int:
             embeddings.append(embedding)
             ranks.append((pixels, clip.scores["quality"], clip.stop - clip.start, -len(ranks)))
     for twin in find_duplicates(embeddings, ranks, config.dedup):
-        row = {"clip": names[twin.index], "duplicate_of": names[twin.kept]}
+        row: dict[str, Any] = {"clip": names[twin.index], "duplicate_of": names[twin.kept]}
         row |= {"cosine": twin.cosine, "difference": twin.difference}
         evidence = f"cosine {twin.cosine:.3f}, difference {twin.difference:.3f}"
         _say(args, row, f"{names[twin.index]}  =  {names[twin.kept]}  ({evidence})")
@@ -198,7 +202,7 @@ def _dedup(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from .curate import rewrite_report
+    from .pipeline import rewrite_report
 
     report = rewrite_report(args.folder)
     print(json.dumps(report.as_dict()) if args.json else f"{report}\n{args.folder}/report.html")
@@ -211,7 +215,7 @@ def _view(args: argparse.Namespace) -> int:
     clips = ShardedDataset(args.folder)
     if args.key is None:
         for clip in clips:
-            row = {"key": clip.key, "frames": len(clip), "fps": clip.fps}
+            row: dict[str, Any] = {"key": clip.key, "frames": len(clip), "fps": clip.fps}
             row |= {"height": clip.height, "width": clip.width, "caption": clip.caption}
             size = f"{len(clip):5d} frames {clip.width}x{clip.height} {clip.fps:g} fps"
             _say(args, row, f"{clip.key}  {size}  {clip.caption}")

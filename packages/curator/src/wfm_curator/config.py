@@ -41,7 +41,7 @@ class FilterConfig(Settings):
     The defaults keep footage of a fixed camera, however little of the picture moves.
     """
 
-    min_motion: float = Field(0.003, ge=0, description="99th percentile of flow, widths/s; or")
+    min_motion: float = Field(0.003, ge=0, description="of the fastest hundredth, widths/s; or")
     min_change: float = Field(0.008, ge=0, description="change of the liveliest block, of 1")
     max_frozen: float = Field(0.97, ge=0, le=1, description="share of standing frames")
     max_shake: float | None = Field(None, description="camera jerk in widths/s")
@@ -56,7 +56,7 @@ class FilterConfig(Settings):
 class DedupConfig(Settings):
     enabled: bool = True
     cosine: float = Field(0.95, gt=0, le=1, description="descriptors at least this similar, and")
-    difference: float = Field(0.03, ge=0, le=1, description="no block differs by more, of 1")
+    difference: float = Field(0.08, ge=0, le=1, description="no block differs by more, of 1")
     clusters: int | None = Field(None, ge=1, description="k of k-means; default sqrt(clips)")
     probes: int = Field(2, ge=1, description="clusters that each clip is looked for in")
     seed: int = 0
@@ -70,14 +70,16 @@ class ShardConfig(Settings):
     crf: int = Field(12, ge=0, le=40, description="x264 quality of clips that are cut")
     preset: str = Field("veryfast", description="x264 preset")
     clips: int = Field(1000, ge=1, description="most clips in one tar")
-    megabytes: float = Field(500, gt=0, description="and about this many bytes of source")
+    megabytes: float = Field(500.0, gt=0, description="and about this many bytes of source")
     sides: tuple[int, ...] = Field((64, 128, 256, 480, 720, 1080, 2160), description="shorter side")
-    seconds: tuple[float, ...] = Field((2, 5, 10, 30), description="limits between length classes")
+    seconds: tuple[float, ...] = Field(
+        (2.0, 5.0, 10.0, 30.0), description="limits between length classes"
+    )
 
 
 class RunConfig(Settings):
     workers: int = Field(2, ge=0, description="processes; 0 works in this one, without time-outs")
-    timeout: float = Field(600, gt=0, description="seconds for one recording")
+    timeout: float = Field(600.0, gt=0, description="seconds for one recording")
     attempts: int = Field(2, ge=1, description="tries after a crash or time-out")
 
 

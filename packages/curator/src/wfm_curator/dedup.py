@@ -39,6 +39,7 @@ def find_duplicates(
     if len(clips) < 2:
         return []
     vectors = np.stack([clip.vector for clip in clips]).astype(np.float32)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
     cells = np.stack([clip.cells for clip in clips])
     near = defaultdict(dict)
     for one, other, cosine, apart in _pairs(vectors, cells, [c.hash for c in clips], config):
@@ -71,7 +72,7 @@ def _pairs(
                 seen.add((one, other))
                 apart = float(difference(cells[one], cells[other : other + 1])[0])
                 if apart <= config.difference:
-                    yield one, other, round(float(cosines[a, b]), 5), round(apart, 5)
+                    yield one, other, round(min(1.0, float(cosines[a, b])), 5), round(apart, 5)
 
 
 def _groups(

@@ -14,6 +14,7 @@ import numpy as np
 
 FRAMES, SIDE, CELLS = 8, 32, 16
 SHOWN, MOVED, COLOUR = 0.5, 0.35, 0.15  # shares of the squared length
+EVEN = 50.0  # standard deviation of brightness that clips are compared at, of 255
 MOTION_FLOOR = 3.0  # of about 90; below it motion is coding noise and counts for less
 
 
@@ -50,10 +51,19 @@ def embed(pictures: np.ndarray) -> Embedding:
 
 
 def difference(one: np.ndarray, many: np.ndarray) -> np.ndarray:
-    """Return how much the most different hundredth of the cells differ, of 1, for each of many."""
-    apart = np.abs(one.astype(np.int16) - many.astype(np.int16)).reshape(len(many), -1)
+    """Return how much the most different hundredth of the cells differ, of 1, for each of many.
+
+    Brightness and contrast of a whole clip do not count.
+    """
+    apart = np.abs(_evened(one[None]) - _evened(many))
     rank = apart.shape[1] - apart.shape[1] // 100
-    return np.partition(apart, rank, axis=1)[:, rank] / 255
+    return np.partition(apart, rank, axis=1)[:, rank]
+
+
+def _evened(cells: np.ndarray) -> np.ndarray:
+    flat = cells.reshape(len(cells), -1).astype(np.float32)
+    gain = EVEN / (flat.std(1, keepdims=True) + EVEN / 4)
+    return (flat - flat.mean(1, keepdims=True)) * gain / 255
 
 
 @cache

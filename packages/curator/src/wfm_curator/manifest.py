@@ -93,7 +93,7 @@ def summarise(out: Path, entries: Sequence[Entry], shards: int) -> CurationRepor
     kept = [e for e in clips if e.state == "kept"]
     reasons = Counter(e.reason for e in clips if e.state == "rejected")
     captions = Counter(e.caption_source for e in kept)
-    frames = Counter({state: 0 for state in STATES[:3]})
+    frames = Counter(dict.fromkeys(STATES[:3], 0))
     for entry in clips:
         frames[entry.state] += entry.frames
     return CurationReport(
@@ -105,7 +105,7 @@ def summarise(out: Path, entries: Sequence[Entry], shards: int) -> CurationRepor
         rejected=dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
         quarantined={e.recording: e.reason for e in entries if e.state == "quarantined"},
         frames=dict(frames),
-        seconds_kept=round(sum(e.seconds for e in kept), 3),
+        seconds_kept=round(sum((e.seconds for e in kept), 0.0), 3),
         captions=dict(sorted(captions.items())),
         shards=shards,
     )
@@ -113,7 +113,7 @@ def summarise(out: Path, entries: Sequence[Entry], shards: int) -> CurationRepor
 
 def write_index(out: Path, entries: Sequence[Entry], places: Mapping[str, Mapping]) -> None:
     """Write where each kept clip lies; ``places`` are a clip's members by its key."""
-    clips = [
+    clips: list[dict[str, Any]] = [
         {
             "key": e.key,
             "shard": e.shard,

@@ -4,8 +4,6 @@ Flow is DIS (Kroeger et al. 2016). Unlike the motion vectors of a codec it does 
 who encoded the file, and a robot arm in front of a fixed camera is told from a still picture.
 """
 
-from functools import cache
-
 import cv2
 import numpy as np
 
@@ -27,7 +25,7 @@ def measure(first: np.ndarray, second: np.ndarray, seconds: float) -> dict[str, 
     the picture that moves otherwise than the camera.
     """
     h, w = first.shape
-    flow = _flow(max(h, w) <= SMALL).calc(first, second, None)
+    flow = _flow(first, second)
     length = np.hypot(flow[..., 0], flow[..., 1])
     camera, object_share = _camera(first, flow)
     rates = {k: v / seconds for k, v in camera.items()}
@@ -40,11 +38,14 @@ def measure(first: np.ndarray, second: np.ndarray, seconds: float) -> dict[str, 
     }
 
 
-@cache  # made once for each process
-def _flow(small: bool) -> cv2.DISOpticalFlow:
-    """On small pictures even the fastest preset works at full resolution."""
+def _flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return flow in pixels. A DIS object keeps state between calls, so each call has its own.
+
+    On small pictures even the fastest preset works at full resolution.
+    """
     fastest, fast = cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST, cv2.DISOPTICAL_FLOW_PRESET_FAST
-    return cv2.DISOpticalFlow_create(fastest if small else fast)
+    dis = cv2.DISOpticalFlow.create(fastest if max(first.shape) <= SMALL else fast)
+    return dis.calc(first, second, np.zeros((*first.shape, 2), np.float32))
 
 
 def _largest_change(first: np.ndarray, second: np.ndarray) -> float:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,7 @@ class _Run:
         error = outcome.error.removeprefix(f"{path}: ").replace(str(path), path.name)
         self.ledger.put(unit.recording.name, Row(mark, state, error, facts), clips)
 
-    def _pool(self, function: Callable, units: Sequence) -> Iterator[pool.Outcome]:
+    def _pool(self, function: FunctionType, units: Sequence) -> Iterator[pool.Outcome]:
         run = self.config.run
         return pool.run(
             function, units, workers=run.workers, timeout=run.timeout, attempts=run.attempts
@@ -248,7 +249,7 @@ def load_embeddings(ledger: Ledger) -> dict[tuple[str, int], Embedding]:
 
 
 def is_copied(facts: Mapping[str, Any]) -> bool:
-    """True if the clip is the whole file and the file is as a clip should be: it stays untouched."""
+    """True if the clip is a whole file that is as a clip should be: it stays untouched."""
     info = facts["info"]
     plain = info["codec"] == "h264" and "mp4" in info["container"]
     return plain and len(facts["clips"]) == 1 and info["streams"] == 1 and not info["rotation"]

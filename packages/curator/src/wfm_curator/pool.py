@@ -5,6 +5,7 @@ plain interpreters that talk over pipes: no ``if __name__ == "__main__"`` is nee
 end by themselves when the parent is gone.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -15,7 +16,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from types import FunctionType
+from typing import IO, Any
+
+START_SECONDS = 120.0  # for a child to import what it needs
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +40,7 @@ class Outcome:
 
 
 def run(
-    function: Callable[[Any], Any],
+    function: FunctionType,
     units: Iterable[Any],
     *,
     workers: int,
@@ -88,8 +92,8 @@ def _attempt(function: Callable[[Any], Any], unit: Any) -> Outcome:
 class _Child:
     """One child process, started anew after each death, and the thread's loop over units."""
 
-    def __init__(self, function: Callable, timeout: float, attempts: int) -> None:
-        self.function = f"{function.__module__}:{function.__qualname__}"
+    def __init__(self, function: FunctionType, timeout: float, attempts: int) -> None:
+        self.function = f"{function.__module__}:{function.__name__}"
         self.timeout, self.attempts = timeout, attempts
         self.process: subprocess.Popen | None = None
         self.stopped = False
@@ -116,10 +120,8 @@ class _Child:
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(OSError):  # bytes that the dead child will not read
                     pipe.close()
-                except OSError:
-                    pass  # bytes that the dead child will not read
 
     def _try(self, unit: Any) -> Outcome:
         error = ""
@@ -133,32 +135,46 @@ class _Child:
 
     def _ask(self, unit: Any) -> tuple[tuple | None, str]:
         """Return the child's answer, or None and what became of the child."""
-        process = self.process = self.process or self._start()
-        if self.stopped:  # meanwhile; `stop` may have come before there was a process to end
-            process.kill()
+        try:
+            if self.process is None:
+                self._start()
+            return self._exchange(unit, self.timeout), ""
+        except TimeoutError as e:
+            return None, str(e)
+        except (EOFError, OSError):
+            process, self.process = self.process, None
+            if process is None:
+                return None, "the worker was stopped"
+            self._end(process)
+            return None, f"the worker died (exit status {process.returncode})"
+
+    def _exchange(self, message: Any, timeout: float) -> Any:
+        """Send a message and return the answer; end the child if there is none in time."""
+        process = self.process
+        if process is None or self.stopped:
+            raise EOFError
         late = threading.Event()
-        timer = threading.Timer(self.timeout, lambda: (late.set(), process.kill()))
+        timer = threading.Timer(timeout, lambda: (late.set(), process.kill()))
         timer.start()
         try:
-            _send(process.stdin, unit)
-            return _receive(process.stdout), ""
+            _send(process.stdin, message)
+            return _receive(process.stdout)
         except (EOFError, OSError):
-            self._end(process)
+            if not late.is_set():
+                raise
             self.process = None
-            if late.is_set():
-                return None, f"took longer than {self.timeout:g} s"
-            return None, f"the worker died (exit status {process.returncode})"
+            self._end(process)
+            raise TimeoutError(f"took longer than {timeout:g} s") from None
         finally:
             timer.cancel()
 
-    def _start(self) -> subprocess.Popen:
+    def _start(self) -> None:
         boot = BOOT.format(__name__)
         path = json.dumps([p or os.getcwd() for p in sys.path])  # noqa: PTH109
-        process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-c", boot, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        _send(process.stdin, self.function)
-        return process
+        self._exchange(self.function, START_SECONDS)
 
 
 def serve() -> None:
@@ -170,6 +186,7 @@ def serve() -> None:
         module, _, name = _receive(requests).partition(":")
         __import__(module)
         function = getattr(sys.modules[module], name)
+        _send(answers, "ready")
         while True:
             outcome = _attempt(function, _receive(requests))
             _send(answers, (outcome.value, outcome.error, outcome.lasting))
@@ -177,13 +194,15 @@ def serve() -> None:
         pass
 
 
-def _send(pipe: BinaryIO, value: Any) -> None:
+def _send(pipe: IO[bytes] | None, value: Any) -> None:
+    assert pipe is not None
     data = pickle.dumps(value)
     pipe.write(len(data).to_bytes(8, "little") + data)
     pipe.flush()
 
 
-def _receive(pipe: BinaryIO) -> Any:
+def _receive(pipe: IO[bytes] | None) -> Any:
+    assert pipe is not None
     size = pipe.read(8)
     if len(size) < 8:
         raise EOFError

@@ -103,8 +103,8 @@ def _funnel(report: CurationReport) -> str:
     most = max(1, report.clips)
     lines = "".join(
         f"<tr><td>{escape(name)}<td class=n>{n:,}<td class=n>{n / most:.1%}"
-        f'<td class=wide><div class=bar style="width:{100 * n / most:.1f}%;background:var(--{tone})">'
-        "</div>"
+        f'<td class=wide><div class=bar style="width:{100 * n / most:.1f}%;'
+        f'background:var(--{tone})"></div>'
         for name, n, tone in rows
     )
     captions = ", ".join(f"{n:,} {source}" for source, n in report.captions.items())

@@ -5,7 +5,7 @@ timestamp, never by ``seconds * fps``: that is off for variable frame rates.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,7 +18,10 @@ import numpy as np
 av.logging.set_level(None)  # decoders' chatter; what matters comes back as an exception
 
 SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .m2ts .wmv .flv .ogv .3gp .gif .y4m .mxf".split()
+    (
+        *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts"),
+        *(".m2ts", ".wmv", ".flv", ".ogv", ".3gp", ".gif", ".y4m", ".mxf"),
+    )
 )
 
 
@@ -46,7 +49,7 @@ class VideoInfo:
 
 
 @contextmanager
-def open_video(source: str | Path | bytes) -> Iterator[av.container.InputContainer]:
+def open_video(source: str | Path | bytes) -> Generator[av.container.InputContainer]:
     """Open a file, or the bytes of one, and check that it has pictures in it.
 
     Raises:
@@ -55,7 +58,7 @@ def open_video(source: str | Path | bytes) -> Iterator[av.container.InputContain
     """
     name = "clip" if isinstance(source, bytes) else str(source)
     try:
-        container = av.open(io.BytesIO(source) if isinstance(source, bytes) else name)
+        container = av.open(io.BytesIO(source) if isinstance(source, bytes) else name, "r")
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such file") from None
     except (av.FFmpegError, ValueError) as e:
@@ -204,7 +207,7 @@ def copy_stream(source: Path, output: Path, frames: int) -> bool:
         ):
             stream = out.add_stream_from_template(container.streams.video[0])
             for packet in container.demux(container.streams.video[0]):
-                if packet.dts is not None:
+                if packet.size:
                     packet.stream = stream
                     out.mux(packet)
         with open_video(partial) as container:
@@ -227,7 +230,7 @@ class Writer:
     preset: str = "veryfast"
 
     @contextmanager
-    def open(self, path: Path, span: Span):
+    def open(self, path: Path, span: Span) -> Generator[Callable[[av.VideoFrame], None]]:
         """Yield a function that takes the span's frames one by one; the file appears at the end."""
         partial = path.with_name(path.name + ".partial")
         try:
@@ -299,10 +302,7 @@ def read_frames(source: str | Path | bytes, start: int, stop: int, total: int) -
     with open_video(source) as container:
         pts = _seek(container, start, total) if start > 0 else None
         frames = decode(container, name)
-        if pts is None:
-            frames = islice(frames, start, None)
-        else:
-            frames = _from_time(frames, pts)
+        frames = islice(frames, start, None) if pts is None else _from_time(frames, pts)
         chosen = [
             upright(frame.to_ndarray(format="rgb24"), int(frame.rotation) % 360)
             for frame in islice(frames, stop - start)
