@@ -196,11 +196,7 @@ def foresee(demo: Demo) -> None:
         f"imagine the next {FUTURE}. The truth is on the left.",
         code="world.video2world(past, captions)",
     )
-    ar = wa.WorldModel(
-        wa.load("builtin:pico-ar"),
-        codec=wt.pico_dv8x16x16(),
-        text_encoder=wa.pico_text_encoder(),
-    )
+    ar = wa.pico_ar()
     models: dict[str, Callable[[], Tensor]] = {
         "diffusion": lambda: diffusion(guard).video2world(past, captions, steps=20, seed=0),
         "autoregressive": lambda: ar.video2world(past, captions, seed=0),
