@@ -1,4 +1,7 @@
+from pathlib import Path
+
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from wfm_guardrail import Guardrail, Policy
@@ -53,6 +56,20 @@ def test_a_policy_file_with_mistakes_names_each(tmp_path):
             Policy.load(file)
     with pytest.raises(FileNotFoundError, match="nor one of physical_ai"):
         Policy.load(tmp_path / "q.yaml")
+
+
+def test_the_word_off_need_not_be_quoted_in_yaml(tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text("checks: {script: {mode: off, reason: translated upstream}}\n")
+    assert Policy.load(file).check("script").mode == "off"
+
+
+def test_the_policy_of_the_readme_is_one():
+    readme = Path(__file__).parents[1] / "README.md"
+    if not readme.is_file():
+        pytest.skip("the tests were copied without their README")
+    block = readme.read_text().split("```yaml\n")[1].split("```")[0]
+    assert Policy.model_validate(yaml.safe_load(block)).check("faces").required
 
 
 def test_own_lexicons_and_phrases(tmp_path):

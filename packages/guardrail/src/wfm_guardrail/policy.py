@@ -31,6 +31,12 @@ class CheckPolicy(_Part):
     reason: str | None = None
     required: bool = False
 
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _plain_off(cls, value: object) -> object:
+        """YAML reads a bare ``off`` as False."""
+        return "off" if value is False else value
+
     @model_validator(mode="after")
     def _explained(self) -> "CheckPolicy":
         if self.mode == "off" and not (self.reason or "").strip():
@@ -96,7 +102,9 @@ class Policy(_Part):
     """Everything that decides a verdict. ``Policy()`` is the preset ``physical_ai``."""
 
     name: str = "physical_ai"
-    timeout_s: float = Field(30.0, gt=0, description="for each call of an added check or of the face detector")
+    timeout_s: float = Field(
+        30.0, gt=0, description="for each call of an added check or of the face detector"
+    )
     checks: dict[str, CheckPolicy] = {"frozen": CheckPolicy(mode="shadow")}
     text: TextPolicy = TextPolicy()
     video: VideoPolicy = VideoPolicy()
