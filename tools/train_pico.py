@@ -66,7 +66,14 @@ def stages(runs: Path) -> Iterator[Stage]:
     program = (sys.executable, str(ROOT / "tools/evaluate_pico.py"))
     yield Stage(
         "evaluate",
-        (*program, f"{runs}/clips/heldout/sim/arm", *names, "-o", f"{runs}/evaluation.json"),
+        (
+            *program,
+            f"{runs}/clips/heldout/sim/arm",
+            *names,
+            "--cards",
+            "-o",
+            f"{runs}/evaluation.json",
+        ),
         ["diffusion", "ar", "arm-diffusion", "arm-ar"],
     )
 
@@ -133,14 +140,14 @@ def tokenizers(runs: Path) -> Iterator[Stage]:
 def worlds(runs: Path) -> Iterator[Stage]:
     """Train both world models, then teach each to follow the arm's actions."""
     sim, arm = f"{CLIPS}{runs}/clips/train/sim", f"{CLIPS}{runs}/clips/train/sim/arm"
-    diffusion = {"clips": sim, "frames": 17, "stride": 4, "steps": 4500, "batch": 32}
+    diffusion = {"clips": sim, "frames": 17, "stride": 4, "steps": 3500, "batch": 32}
     yield training(
         runs, "diffusion", "wfm-diffusion", diffusion, ["tokenizer-cv", "text"],
         ("wfm-diffusion", "pico"),
     )  # fmt: skip
     ar = {
         "clips": sim, "text_encoder": "pico", "frames": 17, "stride": 2, "fps": 15,
-        "steps": 5000, "batch": 32,
+        "steps": 3500, "batch": 32,
     }  # fmt: skip
     yield training(runs, "ar", "wfm-ar", ar, ["tokenizer-dv", "text"], ("wfm-ar", "pico-ar"))
     held_out = f"{CLIPS}{runs}/clips/heldout/sim/arm"
@@ -153,7 +160,7 @@ def worlds(runs: Path) -> Iterator[Stage]:
             "held_out": held_out,
             "past_frames": past,
             "backend": {"kind": kind, "base": base, "codec": codec},
-            "fit": {"steps": 4000, "batch": 32},
+            "fit": {"steps": 2200, "batch": 32},
         }
         yield training(
             runs, f"arm-{kind}", "wfm-posttrain", config, [kind], ("posttrain", f"pico-arm-{kind}")
