@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from .world import WorldModel
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +94,7 @@ def generate(args: argparse.Namespace) -> int:
     try:
         if args.prompt is not None:
             guards.check_text(args.prompt)
-        past, whole, world, took = _continue(args, guards.check_video)
+        past, whole, rate, took = _continue(args, guards.check_video)
         guards.check_video(whole, "generated video")
         whole = guards.redact(whole)
     except Refused as e:
@@ -103,7 +102,7 @@ def generate(args: argparse.Namespace) -> int:
         return REFUSED
     from .video import write_video
 
-    write_video(args.out, whole, world.settings.fps)
+    write_video(args.out, whole, rate)
     new = len(whole) - past
     facts = {"out": str(args.out), "past_frames": past, "frames": new, "seconds": round(took, 3)}
     _say(facts, f"{args.out}: {past} frames given, {new} new in {took:.1f} s", args)
@@ -112,8 +111,8 @@ def generate(args: argparse.Namespace) -> int:
 
 def _continue(
     args: argparse.Namespace, check: "Callable[[Tensor, str], None]"
-) -> "tuple[int, Tensor, WorldModel, float]":
-    """Return the count of given frames, all frames, the world model and the seconds."""
+) -> "tuple[int, Tensor, float, float]":
+    """Return the count of given frames, all frames, their rate in Hz and the seconds."""
     import torch
 
     from .clips import every, fit
@@ -145,7 +144,8 @@ def _continue(
     prompts = None if args.prompt is None else [args.prompt]
     new = world.video2world(past, prompts, frames=args.frames, seed=args.seed)
     took = time.perf_counter() - start
-    return known, to_frames(torch.cat([past, new], 2).float().cpu()), world, took
+    whole = to_frames(torch.cat([past, new], 2).float().cpu())
+    return known, whole, min(fps, settings.fps), took  # a slower video keeps its rate
 
 
 def train(args: argparse.Namespace) -> int:
