@@ -108,7 +108,8 @@ class Denoiser(Protocol):
     ``noisy = clean + sigma * normal``, where ``clean`` has standard deviation
     ``sigma_data``. Keys of ``condition`` in use: ``text`` (b n d), ``text_mask`` (b n),
     ``fps`` (b), ``given`` (b 1 t h w; 1 where ``noisy`` holds a frame to keep),
-    ``given_sigma`` (b; the noise that those frames carry, 0 if absent), ``channels`` (b k t h w), ``adaln`` (b d or b t d), ``adaln_shared`` (b e or b t e with
+    ``given_sigma`` (b; the noise that those frames carry, 0 if absent), ``channels``
+    (b k t h w), ``adaln`` (b d or b t d), ``adaln_shared`` (b e or b t e with
     e = 3 d), ``view`` (view ids). A key it does not know raises ``KeyError``.
     """
 
