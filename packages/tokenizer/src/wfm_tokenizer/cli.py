@@ -131,7 +131,7 @@ def evaluate(args: argparse.Namespace) -> int:
     sources = [
         Source(clips=clips, max_frames=args.frames, max_clips=args.clips) for clips in args.inputs
     ]
-    cache = ClipCache(sources)
+    cache = ClipCache.read(sources)
     box = (args.frames, args.size)
     clips = held_out_clips(cache, args.clips, tokenizer.compression, box)
     report = evaluate_clips(tokenizer, clips)
@@ -205,6 +205,12 @@ def _load(args: argparse.Namespace) -> "ContinuousTokenizer | DiscreteTokenizer"
 
 def _each(args: argparse.Namespace, one: Callable[[Path], dict[str, Any]]) -> int:
     """Work on every input; with several, a bad one does not stop the others."""
+    if args.out.is_file():
+        raise ValueError(f"{args.out}: is a file; -o takes a folder")
+    if any(path.resolve().parent == args.out.resolve() for path in args.inputs):
+        raise ValueError(
+            f"{args.out}: holds an input, which a result might replace; choose another"
+        )
     stems = [path.stem for path in args.inputs]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:

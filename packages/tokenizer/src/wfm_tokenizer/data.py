@@ -3,9 +3,9 @@
 import logging
 import random
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -55,54 +55,68 @@ class _Clip(Protocol):
 
 
 class ClipCache:
-    """All clips of some sources, as bytes in memory."""
+    """The clips of some sources, as bytes in memory."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], clips: Sequence[list[Tensor]]) -> None:
         self.sources = tuple(sources)
-        self.clips = [list(read_source(source)) for source in sources]
-        for source, clips in zip(sources, self.clips, strict=True):
-            if not clips:
-                raise ValueError(f"{source.clips}: no clip there")
-        count = sum(len(clips) for clips in self.clips)
-        size = sum(clip.numel() for clips in self.clips for clip in clips)
-        logger.info("%d clips in memory, %.0f MB", count, size / 1e6)
+        self.clips = [list(some) for some in clips]
+        self._by_shape: dict[BatchShape, list[_Fitting]] = {}
 
-    def hold_out(self, every: int) -> "ClipCache":
-        """Take every n-th clip of each source, at least one, out of this cache into a new one."""
-        other = object.__new__(ClipCache)
-        other.sources = self.sources
-        other.clips = [clips[::every] for clips in self.clips]
-        for source, clips in zip(self.sources, self.clips, strict=True):
-            if len(clips) < 2:
+    @classmethod
+    def read(cls, sources: Sequence[Source]) -> "ClipCache":
+        """Decode all clips of the sources.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: a source holds no clip, or a damaged one.
+        """
+        clips = [list(read_source(source)) for source in sources]
+        for source, some in zip(sources, clips, strict=True):
+            if not some:
+                raise ValueError(f"{source.clips}: no clip there")
+        size = sum(clip.numel() for some in clips for clip in some)
+        logger.info("%d clips in memory, %.0f MB", sum(map(len, clips)), size / 1e6)
+        return cls(sources, clips)
+
+    def hold_out(self, every: int) -> tuple["ClipCache", "ClipCache"]:
+        """Split: all but every n-th clip of each source, and those, at least one of each."""
+        for source, some in zip(self.sources, self.clips, strict=True):
+            if len(some) < 2:
                 raise ValueError(f"{source.clips}: one clip cannot be split; give held_out")
-            del clips[::every]
-        return other
+        kept = [[c for i, c in enumerate(some) if i % every] for some in self.clips]
+        out = [some[::every] for some in self.clips]
+        return ClipCache(self.sources, kept), ClipCache(self.sources, out)
 
     def batch(self, shape: BatchShape, dice: random.Random) -> Float[Tensor, "b 3 t h w"]:
         """Cut random clips, flipped left to right half of the time."""
-        choices = self._fitting(shape)
+        sources = self._fitting(shape)
+        weights = [source.weight for source in sources]
         samples = []
-        for _ in range(shape.batch):
-            clips, weights = dice.choices(choices, [choice[2] for choice in choices])[0][:2]
-            samples.append(_cut(dice.choices(clips, cum_weights=weights)[0], shape, dice))
+        for source in dice.choices(sources, weights, k=shape.batch):
+            clip = dice.choices(source.clips, cum_weights=source.lengths)[0]
+            samples.append(_cut(clip, shape, dice))
         return torch.stack(samples) / 127.5 - 1
 
-    def _fitting(self, shape: BatchShape) -> list[tuple[list[Tensor], list[int], float]]:
+    def _fitting(self, shape: BatchShape) -> "list[_Fitting]":
         """For each source: the clips that are large enough, their running lengths, its weight."""
-        if not hasattr(self, "_by_shape"):
-            self._by_shape: dict[BatchShape, list[tuple[list[Tensor], list[int], float]]] = {}
         if shape in self._by_shape:
             return self._by_shape[shape]
         fitting = []
         for source, clips in zip(self.sources, self.clips, strict=True):
             enough = [c for c in clips if len(c) >= shape.frames and min(c.shape[2:]) >= shape.size]
-            lengths = torch.tensor([len(c) for c in enough]).cumsum(0).tolist()
             if enough:
-                fitting.append((enough, lengths, source.weight))
+                lengths = list(accumulate(len(c) for c in enough))
+                fitting.append(_Fitting(enough, lengths, source.weight))
         if not fitting:
             raise ValueError(f"no clip has {shape.frames} frames of {shape.size}x{shape.size}")
         self._by_shape[shape] = fitting
         return fitting
+
+
+class _Fitting(NamedTuple):
+    clips: list[Tensor]
+    lengths: list[int]
+    weight: float
 
 
 def _cut(clip: UInt8[Tensor, "t 3 h w"], shape: BatchShape, dice: random.Random) -> Tensor:

@@ -30,6 +30,18 @@ class SpaceConv(nn.Conv2d):
         return rearrange(x, "(b t) c h w -> b t h w c", b=b)
 
 
+class Mix(nn.Linear):
+    """A 1x1x1 convolution: it mixes the channels of each pixel."""
+
+    def reset_parameters(self) -> None:
+        """Start as the identity where the sizes allow, else with weights that keep the variance."""
+        if self.in_features == self.out_features:
+            nn.init.eye_(self.weight)
+        else:
+            nn.init.orthogonal_(self.weight, max(1, self.in_features / self.out_features) ** 0.5)
+        nn.init.zeros_(self.bias)
+
+
 class TimeConv(nn.Module):
     """Three taps: this frame and the two before; before the first frame, that frame again."""
 
@@ -103,7 +115,7 @@ class ResBlock(nn.Module):
         self.conv1 = Conv(c_in, c_out, causal=causal)
         self.norm2 = FrameNorm(groups, c_out)
         self.conv2 = Conv(c_out, c_out, causal=causal)
-        self.shortcut = nn.Linear(c_in, c_out) if c_in != c_out else nn.Identity()
+        self.shortcut = Mix(c_in, c_out) if c_in != c_out else nn.Identity()
         with torch.no_grad():  # start near the identity
             self.conv2.space.weight *= 0.2
 
@@ -123,6 +135,8 @@ class SpaceAttention(nn.Module):
         self.k = nn.Linear(channels, channels)
         self.v = nn.Linear(channels, channels)
         self.out = nn.Linear(channels, channels)
+        with torch.no_grad():  # start near the identity
+            self.out.weight *= 0.2
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
         b, _, h, _, _ = x.shape
@@ -191,7 +205,7 @@ class VideoDownsample(nn.Module):
         super().__init__()
         self.space = SpaceConv(channels, channels, 3, stride=2) if space else None
         self.time = TimeConv(channels) if time else None
-        self.mix = nn.Linear(channels, channels)
+        self.mix = Mix(channels, channels)
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Float[Tensor, "b t2 h2 w2 c"]:
         if self.space is not None:
@@ -218,7 +232,7 @@ class VideoUpsample(nn.Module):
         super().__init__()
         self.time = TimeConv(channels) if time else None
         self.space = SpaceConv(channels, channels, 3, padding=1) if space else None
-        self.mix = nn.Linear(channels, channels)
+        self.mix = Mix(channels, channels)
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Float[Tensor, "b t2 h2 w2 c"]:
         if self.time is not None:

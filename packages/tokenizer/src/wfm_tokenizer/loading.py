@@ -1,7 +1,9 @@
 """``load``: a folder of ours, of NVIDIA's or of diffusers', a built-in, or a hub name."""
 
 import json
+import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -134,7 +136,7 @@ def _read_nvidia(folder: Path, name: str) -> tuple[TokenizerConfig, dict[str, Te
     weights = from_nvidia(_nvidia_state(folder))
     config = fit_config(config, weights)
     if (folder / "mean_std.pt").is_file() and config.kind == "continuous":
-        mean, std = read_weights(folder / "mean_std.pt")
+        mean, std = _read_pickle(folder / "mean_std.pt")
         update = {
             "latent_mean": statistics_rows(mean.flatten().tolist(), config.latent_channels),
             "latent_std": statistics_rows(std.flatten().tolist(), config.latent_channels),
@@ -148,7 +150,7 @@ def _nvidia_state(folder: Path) -> Mapping[str, Tensor]:
         return _script_state(folder / "autoencoder.jit")
     if (folder / "encoder.jit").is_file() or (folder / "decoder.jit").is_file():
         return _script_state(folder / "encoder.jit") | _script_state(folder / "decoder.jit")
-    state = read_weights(folder / "model.pt")
+    state = _read_pickle(folder / "model.pt")
     state = state.get("model", state)
     ema = re.compile(r"ema\.network-")
     averaged = {
@@ -159,11 +161,23 @@ def _nvidia_state(folder: Path) -> Mapping[str, Tensor]:
     return averaged or state
 
 
+def _read_pickle(path: Path) -> Any:
+    """Read tensors in dicts and tuples, and nothing that could run code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
+        raise ValueError(f"{path}: not a readable weights file ({e})") from e
+
+
 def _script_state(path: Path) -> dict[str, Tensor]:
     """Take the weights out of a TorchScript archive, on the CPU whatever it was traced on."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+        with (
+            warnings.catch_warnings()
+        ):  # torch calls TorchScript outdated; the files are as they are
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
     except RuntimeError as e:
         raise ValueError(f"{path}: not a readable TorchScript archive ({e})") from e

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .checkpoint import CONFIG, WEIGHTS, fingerprint, replacing, write_weights
 from .config import TokenizerConfig
 from .fsq import FSQ
+from .layers import Mix
 from .memory import Memory
 from .network import Decoder, Encoder
 from .streaming import StreamingDecoder, StreamingEncoder
@@ -28,8 +29,8 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.to_latent = nn.Linear(config.z_channels, config.latent_channels)
-        self.from_latent = nn.Linear(config.latent_channels, config.z_channels)
+        self.to_latent = Mix(config.z_channels, config.latent_channels)
+        self.from_latent = Mix(config.latent_channels, config.z_channels)
         self.decoder = Decoder(config)
         self.loaded_fingerprint: str | None = None
         self.register_load_state_dict_pre_hook(_drop_unused_resamplers)

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from math import cos, pi
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ from .config import PRESETS, TokenizerConfig
 from .data import BatchShape, ClipCache, Source
 from .evaluation import evaluate_clips, held_out_clips, latent_statistics
 from .model import ContinuousTokenizer, DiscreteTokenizer, build
+from .muon import Muon
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +65,11 @@ class TrainConfig(BaseModel):
         BatchShape(frames=1, size=128, batch=8, weight=0.5),
     )
     steps: int = Field(6000, gt=0)
-    lr: float = Field(1e-3, gt=0)
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="adamw: as the paper")
+    lr: float = Field(2e-3, gt=0)
     final_lr: float = Field(0.02, ge=0, le=1, description="of lr, at the end of the cosine")
     warmup: int = Field(200, ge=0, description="steps")
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[float, float] = (0.95, 0.99)
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights, per step")
@@ -83,6 +85,17 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(500, gt=0)
     statistics_batches: int = Field(64, gt=0, description="for the statistics of the latents")
     max_minutes: float | None = Field(None, gt=0, description="then stop, and export what is there")
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> "TrainConfig":
+        time, high, _ = self.model.compression
+        for shape in self.shapes:
+            if (shape.frames - 1) % time or shape.size % high:
+                raise ValueError(
+                    f"shapes: {shape.frames} frames of {shape.size} pixels do not fit {time}x{high}"
+                    f"x{high}: take 1 + {time}k frames and a multiple of {high} pixels"
+                )
+        return self
 
     @field_validator("model", mode="before")
     @classmethod
@@ -108,8 +121,11 @@ def train(
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
     _open_run(config, resume=resume)
-    cache = ClipCache(config.sources)
-    held_out = ClipCache(config.held_out) if config.held_out else cache.hold_out(20)
+    cache = ClipCache.read(config.sources)
+    if config.held_out:
+        held_out = ClipCache.read(config.held_out)
+    else:
+        cache, held_out = cache.hold_out(20)
     run = Run(config, log)
     if resume:
         run.restore()
@@ -120,6 +136,7 @@ def train(
             run.record(step + 1, evaluate_clips(run.average, clips).summary())
         if (step + 1) % config.checkpoint_every == 0:
             run.save(step + 1)
+    run.save(run.done)
     tokenizer = finish(run, cache)
     report = evaluate_clips(tokenizer, clips)
     export(run, tokenizer, report.everything())
@@ -141,12 +158,9 @@ class Run:
         self.average = build(config.model).to(config.device).eval().requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         self.parameters = list(self.model.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            config.lr,
-            config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
+        kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
+        self.optimizer = kind(
+            self.parameters, config.lr, config.betas, weight_decay=config.weight_decay
         )
         self.start = 0
         self.seconds = 0.0
@@ -162,7 +176,6 @@ class Run:
             limit = self.config.max_minutes
             if limit is not None and self.seconds > 60 * limit:
                 logger.warning("stopped after %.0f minutes, at step %d", limit, self.done)
-                self.save(self.done)
                 return
 
     def update(self, step: int, cache: ClipCache) -> None:
@@ -216,8 +229,8 @@ class Run:
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             state = self.optimizer.state[parameter]
-            tensors[f"exp_avg.{name}"] = state["exp_avg"]
-            tensors[f"exp_avg_sq.{name}"] = state["exp_avg_sq"]
+            # Steps are counted per parameter: image batches do not reach all of them.
+            tensors |= {f"{key}.{name}": torch.as_tensor(x) for key, x in state.items()}
         metadata = {"step": str(step), "seconds": repr(self.seconds)}
         write_weights(self.config.out / "checkpoint.safetensors", tensors, metadata=metadata)
 
@@ -236,12 +249,15 @@ class Run:
         self.start = self.done = int(metadata["step"])
         self.seconds = float(metadata["seconds"])
         for name, parameter in self.model.named_parameters():
-            moments = {
+            state: dict[str, Any] = {
                 key: torch.empty_like(parameter).copy_(parts[key][name])
                 for key in ("exp_avg", "exp_avg_sq")
+                if name in parts.get(key, {})
             }
-            count = torch.tensor(float(self.start), device=parameter.device)
-            self.optimizer.state[parameter] = {"step": count, **moments}
+            if name in parts.get("step", {}):
+                count = parts["step"][name]
+                state["step"] = count if self.config.optimizer == "adamw" else int(count)
+            self.optimizer.state[parameter] = state
         metrics = self.config.out / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.is_file() else []
         kept = [line for line in lines if json.loads(line)["step"] <= self.start]
