@@ -140,7 +140,7 @@ def tokenizers(runs: Path) -> Iterator[Stage]:
 def worlds(runs: Path) -> Iterator[Stage]:
     """Train both world models, then teach each to follow the arm's actions."""
     sim, arm = f"{CLIPS}{runs}/clips/train/sim", f"{CLIPS}{runs}/clips/train/sim/arm"
-    diffusion = {"clips": sim, "frames": 17, "stride": 4, "steps": 3500, "batch": 32}
+    diffusion = {"clips": sim, "frames": 17, "stride": 4, "steps": 2800, "batch": 32}
     yield training(
         runs, "diffusion", "wfm-diffusion", diffusion, ["tokenizer-cv", "text"],
         ("wfm-diffusion", "pico"),
@@ -160,7 +160,7 @@ def worlds(runs: Path) -> Iterator[Stage]:
             "held_out": held_out,
             "past_frames": past,
             "backend": {"kind": kind, "base": base, "codec": codec},
-            "fit": {"steps": 2200, "batch": 32},
+            "fit": {"steps": 2000, "batch": 32},
         }
         yield training(
             runs, f"arm-{kind}", "wfm-posttrain", config, [kind], ("posttrain", f"pico-arm-{kind}")

@@ -116,6 +116,7 @@ def write_weights(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"format": "pt", **(metadata or {})})
+        partial.chmod(0o644)  # safetensors lets nobody else read
 
 
 # same as: packages/tokenizer/src/wfm_tokenizer/checkpoint.py
