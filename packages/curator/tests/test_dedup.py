@@ -24,7 +24,7 @@ def degraded(film, how):
             return (film * 0.8).astype(np.uint8)
         case "jpeg":
             done = [cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, 40])[1] for p in film]
-            return np.stack([cv2.imdecode(d, cv2.IMREAD_COLOR) for d in done])
+            return np.stack([np.asarray(cv2.imdecode(d, cv2.IMREAD_COLOR)) for d in done])
         case _:
             noise = np.random.default_rng(0).normal(0, 6, film.shape)
             return (film + noise).clip(0, 255).astype(np.uint8)

@@ -9,7 +9,6 @@ from wfm_curator.filters import judge, lowest, tags
 from wfm_curator.motion import measure as measure_motion
 from wfm_curator.quality import blocking, blur
 
-
 SIZES = ((144, 256), (16, 16), (64, 64), (48, 16), (96, 128))
 
 

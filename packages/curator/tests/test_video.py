@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import av
 import numpy as np
 import pytest
@@ -186,7 +188,5 @@ def test_damaged_frames_are_counted(tmp_path):
     for place in rng.integers(len(content) // 4, len(content) // 2, 8):
         content[place] ^= 1 << rng.integers(8)
     path.write_bytes(content)
-    try:
+    with suppress(VideoError):  # decoding may stop altogether
         assert scan(path).corrupt.any()
-    except VideoError:
-        pass  # or decoding stopped altogether

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from . import caption, dedup, filters, shard, split
     from .analysis import analyse
     from .config import CurateConfig
+    from .dataset import ShardedClip, ShardedDataset
     from .manifest import CurationReport
     from .pipeline import curate
-    from .dataset import ShardedClip, ShardedDataset
     from .video import VideoError
 
 __version__ = "0.1.0"

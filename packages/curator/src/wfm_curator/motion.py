@@ -13,7 +13,8 @@ SMALL = 128  # pixels of the longer side
 GRID_SHARE = 32  # grid points along the longer side
 INLIER = 0.7  # pixels
 OBJECT = 0.5  # pixels that a point must stray from the camera's motion
-STILL = 0.1  # pixels; less is noise of the flow
+NOISE = 0.05  # pixels; what coding does to a picture that stands
+STILL = 0.1  # pixels; with no point that moves more the camera is fixed
 
 
 def measure(first: np.ndarray, second: np.ndarray, seconds: float) -> dict[str, float]:
@@ -24,9 +25,10 @@ def measure(first: np.ndarray, second: np.ndarray, seconds: float) -> dict[str, 
     to the right and down; zoom: growth per second; roll: degrees per second; object: share of
     the picture that moves otherwise than the camera.
     """
-    h, w = first.shape
+    _, w = first.shape
     flow = _flow(first, second)
     length = np.hypot(flow[..., 0], flow[..., 1])
+    length[length < NOISE] = 0
     camera, object_share = _camera(first, flow)
     rates = {k: v / seconds for k, v in camera.items()}
     return {

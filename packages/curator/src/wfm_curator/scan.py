@@ -14,7 +14,16 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from . import motion, quality
-from .video import VideoError, VideoInfo, constant_rate, decode, describe, open_video, upright
+from .video import (
+    VideoError,
+    VideoInfo,
+    constant_rate,
+    convert,
+    decode,
+    describe,
+    open_video,
+    upright,
+)
 
 cv2.setNumThreads(1)
 
@@ -116,7 +125,7 @@ class _Collector:
             raise VideoError(f"{self.name}: picture size changes from {sizes} at frame {index}")
         self.pts.append(frame.pts if frame.pts is not None else _following(self.pts))
         self.corrupt.append(bool(frame.is_corrupt))
-        picture = self.rgb.reformat(frame, *self.size, format="rgb24").to_ndarray()
+        picture = convert(self.rgb, frame, "rgb24", *self.size)
         picture = upright(picture, info.rotation)
         small = cv2.resize(picture, self.small, interpolation=cv2.INTER_AREA)
         self._compare(small)
@@ -127,7 +136,7 @@ class _Collector:
             gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
             self.sampled.append(index)
             self.pictures.append(small)
-            self.rows.append(quality.measure(self.gray.reformat(frame, format="gray").to_ndarray()))
+            self.rows.append(quality.measure(convert(self.gray, frame, "gray")))
             self.waiting.append((len(self.rows) - 1, index, gray))
         if self.waiting and index - self.waiting[0][1] == self.lag:
             row, earlier, start = self.waiting.pop(0)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 av.logging.set_level(None)  # decoders' chatter; what matters comes back as an exception
 
@@ -124,6 +125,21 @@ def constant_rate(times: np.ndarray, hint: Fraction | None) -> Fraction | None:
         if np.abs(times - grid).max() < 0.25 / float(rate):
             return rate
     return None
+
+
+def convert(
+    reformatter: VideoReformatter,
+    frame: av.VideoFrame,
+    layout: str,
+    width: int | None = None,
+    height: int | None = None,
+) -> np.ndarray:
+    """Return a frame as an array, by a reformatter that is kept for frames of this kind.
+
+    A new one for each frame, or its default of a thread for each core, costs many times more
+    than small pictures do.
+    """
+    return reformatter.reformat(frame, width, height, layout, threads=1).to_ndarray()
 
 
 def upright(picture: np.ndarray, rotation: int) -> np.ndarray:
@@ -264,6 +280,7 @@ class _Encoder:
         stream.options = {"crf": str(writer.crf), "preset": writer.preset, "bf": "0"}
         self.out, self.stream, self.origin = out, stream, span.start_pts
         self.times: list[int] = []
+        self.reformatter = VideoReformatter()
 
     def write(self, frame: av.VideoFrame) -> None:
         time = frame.pts
@@ -271,8 +288,9 @@ class _Encoder:
             for name in COLOURS:
                 setattr(self.stream.codec_context, name, getattr(frame, name))
         if self.rotation:
-            turned = upright(frame.to_ndarray(format="rgb24"), self.rotation)
+            turned = upright(convert(self.reformatter, frame, "rgb24"), self.rotation)
             frame = av.VideoFrame.from_ndarray(turned, "rgb24")
+        frame = self.reformatter.reformat(frame, format=self.stream.pix_fmt, threads=1)
         count = len(self.times)
         self.times.append(count if self.constant or time is None else time - self.origin)
         frame.pts, frame.time_base, frame.pict_type = self.times[-1], self.time_base, 0
@@ -300,11 +318,12 @@ def read_frames(source: str | Path | bytes, start: int, stop: int, total: int) -
     """
     name = "clip" if isinstance(source, bytes) else str(source)
     with open_video(source) as container:
+        reformatter = VideoReformatter()
         pts = _seek(container, start, total) if start > 0 else None
         frames = decode(container, name)
         frames = islice(frames, start, None) if pts is None else _from_time(frames, pts)
         chosen = [
-            upright(frame.to_ndarray(format="rgb24"), int(frame.rotation) % 360)
+            upright(convert(reformatter, frame, "rgb24"), int(frame.rotation) % 360)
             for frame in islice(frames, stop - start)
         ]
     if len(chosen) < stop - start:
