@@ -94,8 +94,9 @@ def curate(demo: Demo) -> None:
     print(report)
     demo.page.section(
         "Curate",
-        "One film of a street, ten seconds with five cuts, and six simulated recordings are split into shots, scored, captioned, compared and packed into shards. "
-        "Nothing is lost silently: each piece is kept or has a reason.",
+        "One film of a street, ten seconds with five cuts, and six simulated recordings are split "
+        "into shots, scored, captioned, compared and packed into shards. Nothing is lost "
+        "silently: each piece is kept or has a reason.",
         code=f"wfm-curator run {raw.name} -o clips --set split.min_seconds=0.8",
     )
     clips = wc.ShardedDataset(demo.out / "clips")
@@ -121,8 +122,8 @@ def tokenize(demo: Demo) -> None:
     """Pixels to latents or tokens, and back."""
     demo.page.section(
         "Tokenize",
-        "The same two networks take images and video, filmed or simulated; none of these was trained on. The continuous one "
-        "keeps 16 numbers for each 4x8x8 block, the discrete one a token of 10 bits for each "
+        "The same two networks take images and video, filmed or simulated; neither of these two "
+        "clips was trained on. The continuous one keeps 16 numbers for each 4x8x8 block, the discrete one a token of 10 bits for each "
         "8x16x16 block. Both are causal: a frame never depends on a later one.",
         code='tok = wt.load("builtin:pico-cv4x8x8"); tok.reconstruct(video)',
     )

@@ -147,7 +147,7 @@ def worlds(runs: Path) -> Iterator[Stage]:
     )  # fmt: skip
     ar = {
         "clips": sim, "text_encoder": "pico", "frames": 17, "stride": 2, "fps": 15,
-        "steps": 3500, "batch": 32,
+        "steps": 2400, "batch": 32,
     }  # fmt: skip
     yield training(runs, "ar", "wfm-ar", ar, ["tokenizer-dv", "text"], ("wfm-ar", "pico-ar"))
     held_out = f"{CLIPS}{runs}/clips/heldout/sim/arm"
@@ -160,7 +160,7 @@ def worlds(runs: Path) -> Iterator[Stage]:
             "held_out": held_out,
             "past_frames": past,
             "backend": {"kind": kind, "base": base, "codec": codec},
-            "fit": {"steps": 2000, "batch": 32},
+            "fit": {"steps": 1800, "batch": 32},
         }
         yield training(
             runs, f"arm-{kind}", "wfm-posttrain", config, [kind], ("posttrain", f"pico-arm-{kind}")
