@@ -123,8 +123,9 @@ def tokenize(demo: Demo) -> None:
     demo.page.section(
         "Tokenize",
         "The same two networks take images and video, filmed or simulated; neither of these two "
-        "clips was trained on. The continuous one keeps 16 numbers for each 4x8x8 block, the discrete one a token of 10 bits for each "
-        "8x16x16 block. Both are causal: a frame never depends on a later one.",
+        "clips was trained on. The continuous one keeps 16 numbers for each 4x8x8 block, the "
+        "discrete one a token of 10 bits for each 8x16x16 block. Both are causal: a frame never "
+        "depends on a later one.",
         code='tok = wt.load("builtin:pico-cv4x8x8"); tok.reconstruct(video)',
     )
     frames, fps = read_video(filmed("carphone_pristine.mp4"))
