@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+
 from wfm_tokenizer.config import TokenizerConfig
 from wfm_tokenizer.model import build
 from wfm_tokenizer.video import write_video
@@ -14,17 +15,21 @@ GOLDEN = Path(__file__).parent / "golden"
 
 SMALL = {"channels": 4, "channels_mult": (1, 2, 2), "num_res_blocks": 1, "z_channels": 8}
 DISCRETE = {"kind": "discrete", "latent_channels": 3, "levels": (7, 5, 4)}
+
+
+def small(**changes):
+    return TokenizerConfig.model_validate(SMALL | changes)
+
+
 FAMILIES = {
-    "CV8x8x8": TokenizerConfig(**SMALL),
-    "CV4x8x8": TokenizerConfig(temporal_compression=4, **SMALL),
-    "CV4x8x8-p2": TokenizerConfig(temporal_compression=4, patch_size=2, **SMALL),
-    "CV8x16x16": TokenizerConfig(spatial_compression=16, **SMALL),
-    "DV8x16x16": TokenizerConfig(spatial_compression=16, **SMALL, **DISCRETE),
-    "DV4x8x8": TokenizerConfig(temporal_compression=4, **SMALL, **DISCRETE),
-    "CI8x8": TokenizerConfig(network="image", temporal_compression=1, **SMALL),
-    "DI16x16": TokenizerConfig(
-        network="image", temporal_compression=1, spatial_compression=16, **SMALL, **DISCRETE
-    ),
+    "CV8x8x8": small(),
+    "CV4x8x8": small(temporal_compression=4),
+    "CV4x8x8-p2": small(temporal_compression=4, patch_size=2),
+    "CV8x16x16": small(spatial_compression=16),
+    "DV8x16x16": small(spatial_compression=16, **DISCRETE),
+    "DV4x8x8": small(temporal_compression=4, **DISCRETE),
+    "CI8x8": small(network="image", temporal_compression=1),
+    "DI16x16": small(network="image", temporal_compression=1, spatial_compression=16, **DISCRETE),
 }
 
 

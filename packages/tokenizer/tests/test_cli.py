@@ -6,12 +6,12 @@ import time
 
 import pytest
 import torch
+from conftest import FAMILIES, make, write_film
 from safetensors import safe_open
+
 from wfm_tokenizer.cli import main
 from wfm_tokenizer.config import TokenizerConfig
 from wfm_tokenizer.video import read_video, write_video
-
-from conftest import FAMILIES, make, write_film
 
 
 @pytest.fixture(params=["CV4x8x8", "DV8x16x16"])

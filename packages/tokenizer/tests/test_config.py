@@ -1,6 +1,7 @@
 import pytest
 import torch
 from pydantic import ValidationError
+
 from wfm_tokenizer import PRESETS, TokenizerConfig
 from wfm_tokenizer.model import build
 

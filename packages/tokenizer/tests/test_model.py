@@ -1,12 +1,12 @@
 import pytest
 import torch
-from hypothesis import given
+from conftest import FAMILIES, make, noise
+from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from wfm_tokenizer import ContinuousTokenizer, DiscreteTokenizer, TokenizerConfig
 from wfm_tokenizer.fsq import FSQ
 from wfm_tokenizer.model import pad_to_fit
-
-from conftest import FAMILIES, make, noise
 
 
 def video_for(tokenizer, groups=2, cells=(2, 3), batch=1, seed=0):
@@ -57,6 +57,7 @@ def test_the_input_is_not_changed_and_the_answer_is_repeatable(family):
     assert torch.equal(video, before)
 
 
+@settings(max_examples=12)
 @given(
     t=st.integers(1, 12),
     h=st.integers(1, 40),

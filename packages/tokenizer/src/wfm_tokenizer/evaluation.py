@@ -1,6 +1,6 @@
 """Held-out figures of a tokenizer, and the statistics of its latents."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean

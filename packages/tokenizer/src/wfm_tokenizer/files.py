@@ -22,6 +22,9 @@ from .video import iterate_video, open_video, to_frames, to_model, write_video
 CHUNK = 4
 """Latent frames that are worked on at once."""
 
+TIME = -3
+"""The axis of time, in latents and in tokens."""
+
 
 class LatentFile(NamedTuple):
     """What a latent file holds."""
@@ -86,8 +89,7 @@ def encode_file(path: str | Path, tokenizer: ContinuousTokenizer | DiscreteToken
         height, width = frames.shape[2:]
         latents.append(encoder.push(_prepare(frames, tokenizer)).cpu())
     latents.append(encoder.flush().cpu())
-    time_axis = 1 if isinstance(tokenizer, DiscreteTokenizer) else 2
-    return LatentFile(torch.cat(latents, time_axis), frame_rate(path), count, height, width)
+    return LatentFile(torch.cat(latents, TIME), frame_rate(path), count, height, width)
 
 
 def decode_file(
@@ -96,8 +98,7 @@ def decode_file(
     """Decode a latent file to a video file of the original size."""
     content = read_latents(path, tokenizer)
     decoder = tokenizer.streaming_decoder()
-    time_axis = 1 if isinstance(tokenizer, DiscreteTokenizer) else 2
-    pieces = content.latent.split(CHUNK, time_axis)
+    pieces = content.latent.split(CHUNK, TIME)
     frames = torch.cat([to_frames(decoder.push(p.to(tokenizer.device)).cpu()) for p in pieces])
     write_video(out, frames[: content.frames, :, : content.height, : content.width], content.fps)
     return content

@@ -24,9 +24,9 @@ class SpaceConv(nn.Conv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Frames) -> Float[Tensor, "b t h2 w2 c2"]:
-        b = x.shape[0]
-        x = super().forward(rearrange(x, "b t h w c -> (b t) c h w"))
+    def forward(self, input: Frames) -> Float[Tensor, "b t h2 w2 c2"]:
+        b = input.shape[0]
+        x = super().forward(rearrange(input, "b t h w c -> (b t) c h w"))
         return rearrange(x, "(b t) c h w -> b t h w c", b=b)
 
 
@@ -102,9 +102,9 @@ class FrameNorm(nn.GroupNorm):
     def __init__(self, groups: int, channels: int) -> None:
         super().__init__(groups, channels, eps=1e-6)
 
-    def forward(self, x: Frames) -> Frames:
-        b = x.shape[0]
-        x = super().forward(rearrange(x, "b t h w c -> (b t) c h w"))
+    def forward(self, input: Frames) -> Frames:
+        b = input.shape[0]
+        x = super().forward(rearrange(input, "b t h w c -> (b t) c h w"))
         return rearrange(x, "(b t) c h w -> b t h w c", b=b)
 
 

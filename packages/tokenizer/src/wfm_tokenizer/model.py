@@ -25,6 +25,8 @@ class Tokenizer(nn.Module):
     video one by one.
     """
 
+    latent_ndim: int
+
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
@@ -76,6 +78,14 @@ class Tokenizer(nn.Module):
         """Return what the decoder needs: latents without statistics, or quantised codes."""
         return self.quantize(self.features(video, memory))
 
+    def from_codes(self, codes: Float[Tensor, "b c tl hl wl"], start: int = 0) -> Tensor:
+        """Return what :meth:`encode` gives for codes, whose first frame has number ``start``."""
+        raise NotImplementedError
+
+    def to_codes(self, latent: Tensor, start: int = 0) -> Float[Tensor, "b c tl hl wl"]:
+        """Undo :meth:`from_codes`."""
+        raise NotImplementedError
+
     def decode_codes(
         self, codes: Float[Tensor, "b c tl hl wl"], memory: Memory | None = None
     ) -> Float[Tensor, "b 3 t h w"]:
@@ -117,6 +127,7 @@ class Tokenizer(nn.Module):
 class ContinuousTokenizer(Tokenizer):
     """Video <-> latents of zero mean and unit variance (over the training data)."""
 
+    latent_ndim = 5
     mean: Float[Tensor, "c n"]
     std: Float[Tensor, "c n"]
 
@@ -137,22 +148,22 @@ class ContinuousTokenizer(Tokenizer):
         """
         check_video(video)
         check_fits(video, self.compression)
-        latent = self.encode_codes(video)
-        return (latent if raw else self.normalize(latent)).to(video.dtype)
+        codes = self.encode_codes(video)
+        return (codes if raw else self.from_codes(codes)).to(video.dtype)
 
     def decode(self, latent: Tensor, raw: bool = False) -> Tensor:
         """Return video ``b 3 t h w``; undo :meth:`encode`."""
         check_latent(latent, 5, self.latent_channels)
-        return self.decode_codes(latent if raw else self.denormalize(latent)).to(latent.dtype)
+        return self.decode_codes(latent if raw else self.to_codes(latent)).to(latent.dtype)
 
-    def normalize(
-        self, latent: Float[Tensor, "b c t h w"], start: int = 0
+    def from_codes(
+        self, codes: Float[Tensor, "b c t h w"], start: int = 0
     ) -> Float[Tensor, "b c t h w"]:
         """Apply the statistics. ``start``: the number of the first latent frame at hand."""
-        mean, std = self._statistics(start, latent.shape[2])
-        return ((latent - mean) / std).to(latent.dtype)
+        mean, std = self._statistics(start, codes.shape[2])
+        return ((codes - mean) / std).to(codes.dtype)
 
-    def denormalize(
+    def to_codes(
         self, latent: Float[Tensor, "b c t h w"], start: int = 0
     ) -> Float[Tensor, "b c t h w"]:
         mean, std = self._statistics(start, latent.shape[2])
@@ -168,6 +179,8 @@ class ContinuousTokenizer(Tokenizer):
 
 class DiscreteTokenizer(Tokenizer):
     """Video <-> tokens ``0 <= token < vocab_size``."""
+
+    latent_ndim = 4
 
     def __init__(self, config: TokenizerConfig) -> None:
         if config.kind != "discrete":
@@ -190,25 +203,33 @@ class DiscreteTokenizer(Tokenizer):
         """
         check_video(video)
         check_fits(video, self.compression)
-        return self.fsq.to_tokens(self.encode_codes(video))
+        return self.from_codes(self.encode_codes(video))
 
     def decode(self, tokens: Tensor, raw: bool = False) -> Tensor:
         """Return video ``b 3 t h w``; undo :meth:`encode`."""
         check_latent(tokens, 4, None)
         return self.decode_codes(self.to_codes(tokens))
 
-    def to_codes(self, tokens: Int64[Tensor, "b t h w"]) -> Float[Tensor, "b c t h w"]:
+    def from_codes(
+        self, codes: Float[Tensor, "b c t h w"], start: int = 0
+    ) -> Int64[Tensor, "b t h w"]:
+        """Number the codes."""
+        return self.fsq.to_tokens(codes)
+
+    def to_codes(
+        self, latent: Int64[Tensor, "b t h w"], start: int = 0
+    ) -> Float[Tensor, "b c t h w"]:
         """Return the codes that tokens stand for.
 
         Raises:
             ValueError: a token is not in the vocabulary.
         """
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
+        if latent.numel() and not 0 <= int(latent.min()) <= int(latent.max()) < self.vocab_size:
             raise ValueError(
-                f"tokens are {int(tokens.min())} to {int(tokens.max())}; "
+                f"tokens are {int(latent.min())} to {int(latent.max())}; "
                 f"this tokenizer has 0 to {self.vocab_size - 1}"
             )
-        return self.fsq.to_codes(tokens.long())
+        return self.fsq.to_codes(latent.long())
 
 
 def build(config: TokenizerConfig) -> ContinuousTokenizer | DiscreteTokenizer:

@@ -30,10 +30,13 @@ class Level(nn.Module):
         self, widths: list[int], config: TokenizerConfig, *, attention: bool, resample: nn.Module
     ) -> None:
         super().__init__()
-        style = {"groups": config.norm_groups, "causal": config.network == "video"}
-        self.blocks = nn.ModuleList(ResBlock(a, b, **style) for a, b in pairwise(widths))
-        with_attention = widths[1:] if attention else []
-        self.attentions = nn.ModuleList(Attention(width, **style) for width in with_attention)
+        groups, causal = config.norm_groups, config.network == "video"
+        self.blocks = nn.ModuleList(
+            ResBlock(a, b, groups=groups, causal=causal) for a, b in pairwise(widths)
+        )
+        self.attentions = nn.ModuleList(
+            Attention(width, groups=groups, causal=causal) for width in widths[1:] if attention
+        )
         self.resample = resample
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Float[Tensor, "b t2 h2 w2 c2"]:
@@ -54,9 +57,11 @@ class Keep(nn.Module):
 class Middle(nn.Module):
     def __init__(self, width: int, config: TokenizerConfig) -> None:
         super().__init__()
-        style = {"groups": config.norm_groups, "causal": config.network == "video"}
-        self.blocks = nn.ModuleList(ResBlock(width, width, **style) for _ in range(2))
-        self.attention = Attention(width, **style)
+        groups, causal = config.norm_groups, config.network == "video"
+        self.blocks = nn.ModuleList(
+            ResBlock(width, width, groups=groups, causal=causal) for _ in range(2)
+        )
+        self.attention = Attention(width, groups=groups, causal=causal)
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
         x = self.attention(self.blocks[0](x, memory), memory)

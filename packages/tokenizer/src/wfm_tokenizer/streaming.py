@@ -10,7 +10,7 @@ from torch import Tensor
 from .memory import Memory
 
 if TYPE_CHECKING:
-    from .model import ContinuousTokenizer, DiscreteTokenizer
+    from .model import Tokenizer
 
 
 class StreamingEncoder:
@@ -21,7 +21,7 @@ class StreamingEncoder:
     vector per latent cell.
     """
 
-    def __init__(self, tokenizer: ContinuousTokenizer | DiscreteTokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._memory: Memory = {}
         self._waiting: Tensor | None = None
@@ -66,15 +66,14 @@ class StreamingEncoder:
             size = (b, tokenizer.latent_channels, 0, h // high, w // wide)
             codes = video.new_empty(size)
         start, self._done = self._done, self._done + codes.shape[2]
-        if tokenizer.config.kind == "discrete":
-            return tokenizer.fsq.to_tokens(codes)
-        return tokenizer.normalize(codes, start).to(video.dtype)
+        latent = tokenizer.from_codes(codes, start)
+        return latent.to(video.dtype) if latent.is_floating_point() else latent
 
 
 class StreamingDecoder:
     """Takes latents (or tokens) as they come, gives their frames at once."""
 
-    def __init__(self, tokenizer: ContinuousTokenizer | DiscreteTokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._memory: Memory = {}
         self._done = 0
@@ -83,13 +82,12 @@ class StreamingDecoder:
     def push(self, latent: Tensor) -> Tensor:
         """Give ``b c n h w`` (tokens: ``b n h w``), n >= 0; get ``b 3 t h w``."""
         tokenizer = self._tokenizer
-        discrete = tokenizer.config.kind == "discrete"
-        if latent.ndim != (4 if discrete else 5):
-            wanted = "tokens (b, n, h, w)" if discrete else "latents (b, c, n, h, w)"
+        if latent.ndim != tokenizer.latent_ndim:
+            wanted = (
+                "latents (b, c, n, h, w)" if tokenizer.latent_ndim == 5 else "tokens (b, n, h, w)"
+            )
             raise ValueError(f"push takes {wanted}, got {tuple(latent.shape)}")
-        codes = (
-            tokenizer.to_codes(latent) if discrete else tokenizer.denormalize(latent, self._done)
-        )
+        codes = tokenizer.to_codes(latent, self._done)
         b, _, n, h, w = codes.shape
         _, high, wide = tokenizer.compression
         if not n:
@@ -103,7 +101,7 @@ class StreamingDecoder:
         self._done = 0
 
 
-def check_chunk(tokenizer: ContinuousTokenizer | DiscreteTokenizer, video: Tensor) -> None:
+def check_chunk(tokenizer: Tokenizer, video: Tensor) -> None:
     """Raise ``ValueError`` unless the chunk is float ``b 3 t h w`` whose sides fit."""
     _, high, wide = tokenizer.compression
     if video.ndim != 5 or video.shape[1] != 3 or not video.is_floating_point():
