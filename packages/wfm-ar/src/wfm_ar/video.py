@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -47,9 +48,10 @@ def iterate_video(path: str | Path) -> Iterator[UInt8[Tensor, "3 h w"]]:
     with open_video(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        convert = VideoReformatter().reformat  # one for all frames: making it is not free
         try:
             for frame in container.decode(stream):
-                picture = frame.to_ndarray(format="rgb24")
+                picture = convert(frame, format="rgb24").to_ndarray()
                 count += 1
                 yield rearrange(torch.from_numpy(picture), "h w c -> c h w")
         except av.error.FFmpegError as e:

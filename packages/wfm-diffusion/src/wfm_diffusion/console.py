@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -26,6 +27,9 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         return _complain(name, str(e), USAGE)
     except (PermissionError, FileExistsError, ImportError) as e:
         return _complain(name, str(e), USAGE)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except OSError as e:
         return _complain(name, f"{e.filename or 'output'}: {e.strerror or e}", FAILED)
     except KeyboardInterrupt:
