@@ -104,7 +104,11 @@ def data(runs: Path) -> Iterator[Stage]:
 
 def tokenizers(runs: Path) -> Iterator[Stage]:
     """Train both tokenizers, on simulated and filmed clips, images and videos."""
-    kinds = ("sim/arm", 1.0, None), ("sim/scenes", 0.4, None), ("film", None, 128)
+    kinds = (
+        ("arm, simulated", "sim/arm", 1.0, None),
+        ("other scenes, simulated", "sim/scenes", 0.4, None),
+        ("filmed", "film", None, 128),
+    )
     shapes = [(1, 64, 12), (9, 64, 4), (17, 64, 2), (9, 96, 2), (1, 128, 3)]
     for name, preset, steps, film, weights in (
         ("tokenizer-cv", "pico-cv4x8x8", 4000, 0.3, (2, 5, 2, 0.4, 0.4)),
@@ -115,13 +119,17 @@ def tokenizers(runs: Path) -> Iterator[Stage]:
             "model": preset,
             "sources": [
                 {
+                    "name": title,
                     "clips": f"{CLIPS}{runs}/clips/train/{kind}",
                     "weight": weight or film,
                     "short_side": side,
                 }
-                for kind, weight, side in kinds
+                for title, kind, weight, side in kinds
             ],
-            "held_out": [{"clips": f"{CLIPS}{runs}/clips/heldout/{kind[0]}"} for kind in kinds],
+            "held_out": [
+                {"name": title, "clips": f"{CLIPS}{runs}/clips/heldout/{kind}"}
+                for title, kind, *_ in kinds
+            ],
             "shapes": [
                 {"frames": frames, "size": size, "batch": batch, "weight": weight}
                 for (frames, size, batch), weight in zip(shapes, weights, strict=True)
