@@ -30,10 +30,16 @@ class Source(BaseModel):
         description="a folder of videos, a video, or module:callable=ARGUMENT giving a dataset "
         "with len() and [i].read(start, stop) -> uint8 t 3 h w"
     )
+    name: str = Field("", description="what reports call it; as a rule, that of `clips`")
     weight: float = Field(1.0, gt=0, description="share of the samples")
     short_side: int | None = Field(None, gt=0, description="shrink to it; None: as it is")
     max_frames: int = Field(600, gt=0, description="of each clip or file; the rest is not read")
     max_clips: int | None = Field(None, gt=0)
+
+    @property
+    def label(self) -> str:
+        """What reports call the source."""
+        return self.name or self.clips
 
 
 class BatchShape(BaseModel):

@@ -66,7 +66,7 @@ def held_out_clips(
                 cuts.append(cut.transpose(0, 1)[None] / 127.5 - 1)
         if not cuts:
             raise ValueError(f"{source.clips}: all clips are smaller than {high}x{wide}")
-        chosen[source.clips] = cuts
+        chosen[source.label] = cuts
     return chosen
 
 

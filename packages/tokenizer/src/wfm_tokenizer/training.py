@@ -352,7 +352,11 @@ def model_card(
     """Write the facts of a training run down; intended use and limits are for a person to add."""
     model = config.model
     count = sum(p.numel() for p in tokenizer.parameters())
-    table = "".join(f"| {k} | {v} |\n" for k, v in figures.items() if not isinstance(v, dict))
+    rows = {k: v for k, v in figures.items() if not isinstance(v, dict)}
+    for part in ("video", "image"):
+        by_source = figures[f"psnr_{part}_by_source"]
+        rows |= {f"psnr_{part}, {name}": value for name, value in by_source.items()}
+    table = "".join(f"| {k} | {v} |\n" for k, v in rows.items())
     size = "x".join(map(str, model.compression))
     made = f"{model.vocab_size} tokens" if model.levels else f"{model.latent_channels} channels"
     return (
