@@ -156,10 +156,10 @@ def speak(demo: Demo) -> None:
         "A prompt becomes 17 frames by diffusion. A guard reads the prompt first and sees the "
         "video before anyone else does; what it cannot decide, it refuses.",
         code="world = wd.WorldModel(net, codec=codec, text_encoder=text, guard=guard)\n"
-        f'world.text2world(["{PROMPTS[0]}"], steps=20, seed=0)',
+        f'world.text2world(["{PROMPTS[0]}"], seed=0)',
     )
     began = time.perf_counter()
-    videos = world.text2world(list(PROMPTS), steps=20, seed=demo.seed)
+    videos = world.text2world(list(PROMPTS), seed=demo.seed)
     seconds = time.perf_counter() - began
     films = [
         (demo.film(f"text-{i}", videos[i : i + 1], 8), prompt) for i, prompt in enumerate(PROMPTS)
@@ -172,7 +172,7 @@ def speak(demo: Demo) -> None:
         demo.figure("unsafe prompt", "refused", "guard in front of text2world")
     else:
         raise RuntimeError("the guard let an unsafe prompt pass")
-    how = f"{len(PROMPTS)} videos, 20 steps, guidance, {torch.get_num_threads()} CPU threads"
+    how = f"{len(PROMPTS)} videos, {world.steps} steps, {torch.get_num_threads()} CPU threads"
     demo.figure("text to world, frames per second", videos.shape[2] * len(PROMPTS) / seconds, how)
 
 
@@ -198,7 +198,7 @@ def foresee(demo: Demo) -> None:
     )
     ar = wa.pico_ar()
     models: dict[str, Callable[[], Tensor]] = {
-        "diffusion": lambda: diffusion(guard).video2world(past, captions, steps=20, seed=0),
+        "diffusion": lambda: diffusion(guard).video2world(past, captions, seed=0),
         "autoregressive": lambda: ar.video2world(past, captions, seed=0),
     }
     imagined = {}

@@ -148,7 +148,11 @@ def tokenizers(runs: Path) -> Iterator[Stage]:
 def worlds(runs: Path) -> Iterator[Stage]:
     """Train both world models, then teach each to follow the arm's actions."""
     sim, arm = f"{CLIPS}{runs}/clips/train/sim", f"{CLIPS}{runs}/clips/train/sim/arm"
-    diffusion = {"clips": sim, "frames": 17, "stride": 4, "steps": 2800, "batch": 32}
+    diffusion = {
+        "clips": sim, "frames": 17, "stride": 4, "steps": 2800, "batch": 32,
+        # So little training leaves noise that many steps bring out and few do not.
+        "sampling_steps": 5, "sampler": "euler",
+    }  # fmt: skip
     yield training(
         runs, "diffusion", "wfm-diffusion", diffusion, ["tokenizer-cv", "text"],
         ("wfm-diffusion", "pico"),

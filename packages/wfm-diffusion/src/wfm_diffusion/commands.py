@@ -195,6 +195,7 @@ def generate(
         "prompt": prompt,
         "prompt_by": written_by,
         "steps": args.steps or world.steps,
+        "sampler": args.sampler or world.sampler,
         "guidance": world.guidance if args.guidance is None else args.guidance,
         "fps": fps,
         "past_frames": 0 if past is None else past.shape[2],

@@ -111,6 +111,7 @@ class WorldSettings(BaseModel):
     conditions: tuple[str, ...] = ("text",)
     guidance: float = Field(7.0, ge=0, description="x0 = cond + guidance (cond - uncond)")
     steps: int = Field(35, gt=1, description="steps of the sampler")
+    sampler: Literal["res2ab", "euler", "nvidia"] = "res2ab"
     given_sigma: float = Field(0.001, ge=0, description="noise on given frames, as in training")
 
 
@@ -152,6 +153,8 @@ class TrainConfig(BaseModel):
     text_dropout: float = Field(0.2, ge=0, le=1, description="samples without text, for guidance")
     image_fraction: float = Field(0.1, ge=0, lt=1, description="batches of single frames")
     held_out: float = Field(0.05, ge=0, lt=1, description="share of clips for validation")
+    sampling_steps: int = Field(35, gt=1, description="for world.json: what a rollout uses")
+    sampler: Literal["res2ab", "euler", "nvidia"] = Field("res2ab", description="likewise")
 
     validate_every: int = Field(500, gt=0)
     save_every: int = Field(250, gt=0)

@@ -324,7 +324,7 @@ def validation_error(
 
 def describe_world(config: TrainConfig, data: Latents, codec: LatentCodec) -> WorldSettings:
     """Return what the network was trained with, and how it is to be rolled out."""
-    given = max(1, min(config.given_max, data.latents.shape[2] - 1, 2))
+    given = max(1, min(config.given_max, data.latents.shape[2] - 1))
     past = 1 + (given - 1) * codec.compression[0]
     frames = config.frames - past
     if config.latents == "image":
@@ -340,6 +340,8 @@ def describe_world(config: TrainConfig, data: Latents, codec: LatentCodec) -> Wo
         fps=float(data.fps.median()),
         text_encoder=config.text_encoder,
         guidance=1.0,
+        steps=config.sampling_steps,
+        sampler=config.sampler,
     )
 
 

@@ -49,7 +49,7 @@ class WorldModel:
         settings: WorldSettings | None = None,
         steps: int | None = None,
         guidance: float | int | None = None,
-        sampler: SamplerName = "res2ab",
+        sampler: SamplerName | None = None,
     ) -> None:
         self.settings = settings or net.world or WorldSettings()
         check_codec(net, codec, self.settings)
@@ -67,7 +67,7 @@ class WorldModel:
         few = FEW_STEPS if self.settings.latents == "image" else self.settings.steps
         self.steps = few if steps is None else steps
         self.guidance = self.settings.guidance if guidance is None else guidance
-        self.sampler: SamplerName = sampler
+        self.sampler: SamplerName = sampler or self.settings.sampler
 
     @property
     def past_frames(self) -> int:
