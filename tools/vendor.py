@@ -1,7 +1,8 @@
 """Copy one package and its tests to a folder, under another import name.
 
 python tools/vendor.py tokenizer FOLDER makes FOLDER/vendored_tokenizer and FOLDER/tests.
-Tests and README are rewritten, the package itself is not: that it works so is what the tests then prove.
+Tests and README are rewritten, the package itself is not: that it works so is what the tests
+then prove.
 """
 
 import re
@@ -20,8 +21,9 @@ def main(package: str, folder: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__", ".hypothesis")
     shutil.copytree(source / "src" / old, folder / new, ignore=ignore)
     shutil.copytree(source / "tests", folder / "tests", ignore=ignore)
-    texts = [shutil.copy(source / name, folder) for name in ("pyproject.toml", "README.md")]
-    for file in [*texts, *folder.glob("tests/**/*.py")]:
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(source / name, folder)
+    for file in [folder / "pyproject.toml", folder / "README.md", *folder.glob("tests/**/*.py")]:
         file.write_text(re.sub(rf"\b{old}\b", new, file.read_text()))
     print(f"{old} vendored as {new} in {folder}")
 
