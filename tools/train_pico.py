@@ -163,15 +163,16 @@ def worlds(runs: Path) -> Iterator[Stage]:
     }  # fmt: skip
     yield training(runs, "ar", "wfm-ar", ar, ["tokenizer-dv", "text"], ("wfm-ar", "pico-ar"))
     held_out = f"{CLIPS}{runs}/clips/heldout/sim/arm"
-    for kind, past, steps, base, codec in (
-        ("diffusion", 2, 2000, "wfm_diffusion:load=builtin:pico", "pico-cv4x8x8"),
-        ("ar", 3, 1800, "wfm_ar:load=builtin:pico-ar", "pico-dv8x16x16"),
+    few = {"steps": 4, "sampler": "euler"}
+    for kind, past, steps, base, codec, options in (
+        ("diffusion", 2, 2000, "wfm_diffusion:load=builtin:pico", "pico-cv4x8x8", few),
+        ("ar", 3, 1800, "wfm_ar:load=builtin:pico-ar", "pico-dv8x16x16", {}),
     ):
         config = {
             "clips": arm,
             "held_out": held_out,
             "past_frames": past,
-            "backend": {"kind": kind, "base": base, "codec": codec},
+            "backend": {"kind": kind, "base": base, "codec": codec, "options": options},
             "fit": {"steps": steps, "batch": 32},
         }
         yield training(
