@@ -138,6 +138,21 @@ def test_a_killed_run_is_continued(tmp_path, capsys, monkeypatch):
     assert (facts["made"], facts["kept"]) == (2, 1)
 
 
+def test_workers_end_with_a_parent_that_was_killed():
+    module = recordings.__name__
+    code = (
+        f"import os, time; from {module} import _pool\n"
+        "with _pool(2) as pool:\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    assert int(parent.stdout.readline()) > 0
+    parent.kill()
+    parent.communicate(timeout=60)  # the pipe closes when the last worker is gone
+
+
 def test_a_file_in_the_way_is_one_line_and_exit_2(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for out in ("file", "file/below"):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -95,11 +96,23 @@ def _pool(workers: int) -> Generator[ProcessPoolExecutor]:
     # A forked child would inherit OpenGL state; a spawned one starts clean.
     context = multiprocessing.get_context("spawn")
     os.environ.setdefault("LP_NUM_THREADS", "1")
-    pool = ProcessPoolExecutor(workers, mp_context=context)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent)
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_with_parent() -> None:
+    """End this worker when its parent is gone, killed say, and cannot tell it to stop."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _is_complete(job: Job, folder: Path, seed: int) -> bool:
