@@ -40,7 +40,7 @@ def denoiser():
 
 @cache
 def next_token_model():
-    return wfm_ar.load("builtin:pico")
+    return wfm_ar.load("builtin:pico-ar")
 
 
 @cache
