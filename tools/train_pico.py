@@ -74,7 +74,7 @@ def stages(runs: Path) -> Iterator[Stage]:
             "-o",
             f"{runs}/evaluation.json",
         ),
-        ["diffusion", "ar", "arm-diffusion", "arm-ar"],
+        ["diffusion-more", "ar", "arm-diffusion", "arm-ar"],
     )
 
 
@@ -146,7 +146,10 @@ def tokenizers(runs: Path) -> Iterator[Stage]:
 
 
 def worlds(runs: Path) -> Iterator[Stage]:
-    """Train both world models, then teach each to follow the arm's actions."""
+    """Train both world models, then teach each to follow the arm's actions.
+
+    The diffusion model goes on to train after the arm's was made from it.
+    """
     sim, arm = f"{CLIPS}{runs}/clips/train/sim", f"{CLIPS}{runs}/clips/train/sim/arm"
     diffusion = {
         "clips": sim, "frames": 17, "stride": 4, "steps": 2800, "batch": 32,
@@ -155,6 +158,14 @@ def worlds(runs: Path) -> Iterator[Stage]:
     }  # fmt: skip
     yield training(
         runs, "diffusion", "wfm-diffusion", diffusion, ["tokenizer-cv", "text"],
+        ("wfm-diffusion", "pico"),
+    )  # fmt: skip
+    more = {
+        **diffusion, "init": f"{runs}/diffusion/model", "steps": 2500, "warmup": 100,
+        "cache": f"{runs}/diffusion/latents.safetensors",
+    }  # fmt: skip
+    yield training(
+        runs, "diffusion-more", "wfm-diffusion", more, ["diffusion", "arm-diffusion"],
         ("wfm-diffusion", "pico"),
     )  # fmt: skip
     ar = {
