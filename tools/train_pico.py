@@ -74,7 +74,7 @@ def stages(runs: Path) -> Iterator[Stage]:
             "-o",
             f"{runs}/evaluation.json",
         ),
-        ["diffusion-more", "ar", "arm-diffusion", "arm-ar"],
+        ["diffusion-more", "ar-more"],
     )
 
 
@@ -148,7 +148,7 @@ def tokenizers(runs: Path) -> Iterator[Stage]:
 def worlds(runs: Path) -> Iterator[Stage]:
     """Train both world models, then teach each to follow the arm's actions.
 
-    The diffusion model goes on to train after the arm's was made from it.
+    Both go on to train after the arm's were made from them.
     """
     sim, arm = f"{CLIPS}{runs}/clips/train/sim", f"{CLIPS}{runs}/clips/train/sim/arm"
     diffusion = {
@@ -173,6 +173,11 @@ def worlds(runs: Path) -> Iterator[Stage]:
         "steps": 2400, "batch": 32,
     }  # fmt: skip
     yield training(runs, "ar", "wfm-ar", ar, ["tokenizer-dv", "text"], ("wfm-ar", "pico-ar"))
+    more = {
+        **ar, "init": f"{runs}/ar/model", "steps": 1900, "warmup": 100,
+        "tokens": f"{runs}/ar/tokens.safetensors",
+    }  # fmt: skip
+    yield training(runs, "ar-more", "wfm-ar", more, ["ar", "arm-ar"], ("wfm-ar", "pico-ar"))
     held_out = f"{CLIPS}{runs}/clips/heldout/sim/arm"
     few = {"steps": 4, "sampler": "euler"}
     for kind, past, steps, base, codec, options in (

@@ -58,6 +58,13 @@ def test_a_run_leaves_a_model_and_its_figures(tmp_path, clips):
     assert [x["step"] for x in lines if "held_out_loss" in x] == [6, 12]
 
 
+def test_a_run_may_start_from_a_model(tmp_path, clips):
+    first = run(tmp_path / "first", clips)
+    then = run(tmp_path / "then", clips, init=str(first), lr=1e-12, weight_decay=0)
+    a, b = (read_weights(x / "model.safetensors") for x in (first, then))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
 @pytest.mark.parametrize("latents", ["video", "image"])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, clips, latents):
     whole = run(tmp_path / "a", clips, latents=latents)

@@ -19,7 +19,7 @@ from .clips import find_clips
 from .config import PRESETS, ArConfig
 from .interfaces import DiscreteCodec, Fingerprinted, TextEncoder
 from .model import ArTransformer
-from .pretrained import CARD, write_folder
+from .pretrained import CARD, load, write_folder
 from .references import resolve
 from .settings import explain
 from .tokens import TokenSet, Windows, cached_tokens
@@ -49,6 +49,7 @@ class TrainConfig(BaseModel):
     )
     tokens: Path | None = Field(None, description="token file; None is tokens.safetensors in out")
 
+    init: str | None = Field(None, description="start from this model instead of at random")
     preset: str = Field("pico", description="size of the network")
     model: dict[str, Any] = Field({}, description="what differs from the preset")
 
@@ -161,6 +162,8 @@ class _Run:
         self.data, self.held = data.split(config.holdout)
         self.lm = ArTransformer(network)
         self.lm.initialize(torch.Generator().manual_seed(config.seed))
+        if config.init is not None:
+            self.lm.load_state_dict(load(config.init).state_dict())
         self.average = {k: v.detach().clone() for k, v in self.lm.state_dict().items()}
         self.optimizer = _optimizer(self.lm, config)
         self.seen, self.since = 0, time.perf_counter()
