@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -68,3 +70,23 @@ def test_the_published_decoder_at_8x8x8_doubles_one_level_later_than_the_encoder
 def test_settings_that_do_not_fit_together_are_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
         TokenizerConfig.model_validate(changes)
+
+
+def test_a_setting_added_later_leaves_fingerprints_alone():
+    class Later(TokenizerConfig):
+        a_first: int = 3
+        zoom: str | None = None
+
+    for config in PRESETS.values():
+        assert Later.model_validate(config.model_dump()).identity() == config.identity()
+    assert Later(zoom="in").identity() != TokenizerConfig().identity()
+
+
+def test_a_setting_counts_in_the_fingerprint_when_it_is_not_at_its_default():
+    rows = ((0.25, 1.0),) * 16
+    config = TokenizerConfig(name="a", channels_mult=[2, 4, 4], latent_mean=rows, latent_std=rows)
+    shown = [[0.25, 1.0]] * 16
+    expected = {"latent_mean": shown, "latent_std": shown, "name": "a"}
+    assert json.loads(config.identity()) == expected
+    identities = {preset.identity() for preset in PRESETS.values()}
+    assert len(identities) == len(PRESETS)

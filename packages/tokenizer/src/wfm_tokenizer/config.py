@@ -1,5 +1,6 @@
 """What a tokenizer is made of: one config, and the published variants as presets. No torch here."""
 
+import json
 from math import prod
 from typing import Literal
 
@@ -42,6 +43,13 @@ class TokenizerConfig(BaseModel):
     legacy_upsample: bool = Field(False, description="upsample one level earlier (old releases)")
     latent_mean: Statistics | None = Field(None, description="per channel and latent frame")
     latent_std: Statistics | None = None
+
+    def identity(self) -> str:
+        """Return what a fingerprint hashes: the settings that are not at their defaults, as JSON.
+
+        So a setting that a later version adds leaves the fingerprints of older models alone.
+        """
+        return json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
 
     @property
     def compression(self) -> tuple[int, int, int]:

@@ -60,7 +60,7 @@ def load(
         tokenizer.load_state_dict(weights)
     except RuntimeError as e:
         raise ValueError(f"{folder}: the weights do not fit config {config.name!r}: {e}") from e
-    tokenizer.loaded_fingerprint = fingerprint(config.model_dump_json(), tokenizer.state_dict())
+    tokenizer.loaded_fingerprint = fingerprint(config.identity(), tokenizer.state_dict())
     device = torch.device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     return tokenizer.to(device=device, dtype=dtype).eval().requires_grad_(False)

@@ -59,7 +59,7 @@ class Tokenizer(nn.Module):
         """16 hexadecimal digits that stand for the config and the weights, as loaded."""
         if self.loaded_fingerprint is not None:
             return self.loaded_fingerprint
-        return fingerprint(self.config.model_dump_json(), self.state_dict())
+        return fingerprint(self.config.identity(), self.state_dict())
 
     def features(
         self, video: Float[Tensor, "b 3 t h w"], memory: Memory | None = None
