@@ -1,4 +1,4 @@
-"""The arm's model: a six-joint arm with a parallel gripper, a table, and two to four objects.
+"""The arm's model: a six-joint arm with a parallel gripper, a table, and two or three objects.
 
 World axes: the base stands at the origin on the table (z = 0), x points to the camera, and y
 to the right of the picture. The tool is the point between the finger tips.
@@ -20,7 +20,7 @@ TABLES = ("oak", "walnut", "slate", "white", "felt")
 SHOULDER = 0.27  # height of the shoulder above the table
 UPPER, FOREARM, HAND = 0.38, 0.36, 0.10  # lengths of the links; HAND is from wrist to palm
 TOOL = np.array([0.0, 0.0, -0.085])  # the tool in the palm's frame
-LOW, HIGH = np.array([0.28, -0.25, 0.03]), np.array([0.64, 0.25, 0.22])  # where it may go
+LOW, HIGH = np.array([0.28, -0.22, 0.03]), np.array([0.64, 0.22, 0.22])  # where it may go
 FINGER_OPEN, FINGER_CLOSED = 0.03, -0.02
 
 WHITE, DARK, ACCENT = (0.90, 0.91, 0.93, 1), (0.16, 0.17, 0.20, 1), (0.98, 0.45, 0.06, 1)
@@ -63,7 +63,7 @@ def build_arm(
     stage = Stage(timestep=0.004, near=0.05, far=8.0, shadow_clip=1.1)
     table = str(rng.choice(TABLES))
     _furnish(stage, rng, table)
-    things = place_things(rng, count=int(rng.integers(2, 5)))
+    things = place_things(rng, count=int(rng.integers(2, 4)))
     stage.texture("grain", textures.mottled(rng, (0.93, 0.93, 0.93), contrast=0.05), cube=True)
     for i, thing in enumerate(things):
         _add_thing(stage, i, thing)
@@ -72,8 +72,8 @@ def build_arm(
     shift = rng.uniform(-1, 1, 3) * camera_jitter
     eye = np.array([1.10, 0.0, 0.80]) + shift
     stage.add(
-        tag("body", name="aim", pos=(0.40, 0, 0.05)),
-        tag("camera", name="front", mode="targetbody", target="aim", pos=eye, fovy=37),
+        tag("body", name="aim", pos=(0.43, 0, 0.05)),
+        tag("camera", name="front", mode="targetbody", target="aim", pos=eye, fovy=33),
         tag("camera", name="side", mode="targetbody", target="aim", pos=(0.45, 1.0, 0.7), fovy=44),
     )
     return ArmScene(stage.compile(size), things, table)
@@ -84,10 +84,10 @@ def place_things(rng: np.random.Generator, *, count: int) -> tuple[Thing, ...]:
     colours = rng.permutation(list(THING_COLOURS))[:count]
     things: list[Thing] = []
     while len(things) < count:
-        a, b, height = rng.uniform(0.033, 0.041), rng.uniform(0.048, 0.060), rng.uniform(0.03, 0.04)
+        a, b, height = rng.uniform(0.042, 0.050), rng.uniform(0.058, 0.070), rng.uniform(0.04, 0.05)
         shape = str(rng.choice(["cube", "cylinder", "block"]))
-        size = {"cube": (a, a, a), "cylinder": (a, a, height), "block": (0.03, b, 0.03)}[shape]
-        x, y = rng.uniform(0.36, 0.60), rng.uniform(-0.21, 0.21)
+        size = {"cube": (a, a, a), "cylinder": (a, a, height), "block": (0.038, b, 0.038)}[shape]
+        x, y = rng.uniform(0.36, 0.58), rng.uniform(-0.17, 0.17)
         thing = Thing(
             str(colours[len(things)]), shape, size, (x, y, size[2]), rng.uniform(0, np.pi)
         )
