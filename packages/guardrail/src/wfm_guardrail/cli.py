@@ -181,15 +181,23 @@ def posture(args: argparse.Namespace) -> int:
 def attack(args: argparse.Namespace) -> int:
     """Print how many of the words are caught in each disguise."""
     from .attack import macro, matrix
+    from .blocklist import PlainBlocklist
 
-    table = matrix(_refuses(args), _list(args.words, "attack_words.txt"))
+    words = _list(args.words, "attack_words.txt")
+    table, plain = matrix(_refuses(args), words), matrix(PlainBlocklist(words).refuses, words)
     if args.json:
-        rows = {name: {"hits": r.hits, "of": r.count} for name, r in table.items()}
-        sys.stdout.write(json.dumps({"macro_recall": macro(table), "disguises": rows}) + "\n")
+        rows = {
+            n: {"hits": r.hits, "of": r.count, "plain": plain[n].hits} for n, r in table.items()
+        }
+        record = {"macro_recall": macro(table), "plain_recall": macro(plain), "disguises": rows}
+        sys.stdout.write(json.dumps(record) + "\n")
         return console.DONE
-    for name, rate in table.items():
-        sys.stdout.write(f"{name:<30} {rate.hits:>3}/{rate.count:<3} {rate.share:7.1%}\n")
-    sys.stdout.write(f"{'mean over disguises':<30} {'':>7} {macro(table):7.1%}\n")
+    sys.stdout.write(f"{'disguise':<30} {'caught':>7} {'':>7} {'plain word list':>16}\n")
+    for name, r in table.items():
+        row = f"{name:<30} {r.hits:>3}/{r.count:<3} {r.share:7.1%} {plain[name].share:16.1%}"
+        sys.stdout.write(row + "\n")
+    mean = f"{'mean over disguises':<30} {'':>7} {macro(table):7.1%} {macro(plain):16.1%}"
+    sys.stdout.write(mean + "\n")
     return console.DONE
 
 

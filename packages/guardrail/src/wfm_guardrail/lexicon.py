@@ -17,6 +17,7 @@ from .verdict import Severity
 
 _FORM = re.compile(r"[a-z0-9]+( [a-z0-9]+)*")
 _CHOICE = re.compile(r"\(([^()]*)\)")
+BLOCKLIST = ("custom", "exact_match", "whitelist")  # folders of NVIDIA's checkpoint
 SeverityName = Literal["note", "sensitive", "explicit", "severe"]
 
 
@@ -162,18 +163,57 @@ def _entry(category: str, severity: SeverityName, pattern: str, *, opposite: boo
 
 
 def read_lexicon(path: str | Path) -> Lexicon:
-    """Read a lexicon file.
+    """Read a lexicon file, or a blocklist folder.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not a lexicon.
     """
+    if Path(path).is_dir():
+        return read_blocklist(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such lexicon file")
     try:
         return parse_lexicon(Path(path).read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as e:
         raise ValueError(f"{path}: not UTF-8 text") from e
+
+
+def read_blocklist(folder: str | Path) -> Lexicon:
+    """Read a blocklist folder of NVIDIA's guardrail checkpoint as a lexicon.
+
+    ``folder`` holds ``custom`` and ``exact_match``, whose lines are refused, and ``whitelist``,
+    whose lines are not, in text files of one entry a line. Entries are found in all the
+    disguises that our own are.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds neither list.
+        ValueError: a file is not UTF-8 text.
+    """
+    folder = Path(folder)
+    if not any((folder / name).is_dir() for name in BLOCKLIST[:2]):
+        raise FileNotFoundError(f"{folder}: holds neither custom/ nor exact_match/ of a blocklist")
+    custom, exact, allowed = (dict.fromkeys(_lines(folder / name)) for name in BLOCKLIST)
+    refused = [line for line in {**custom, **exact} if line not in allowed]
+    entries = tuple(
+        Entry(f"blocklist/{i}", "blocklist", Severity.EXPLICIT, tuple(forms(line)))
+        for i, line in enumerate(refused)
+    )
+    return Lexicon(entries, (), {}, (), tuple(allowed), frozenset(), f"blocklist-{len(entries)}")
+
+
+def _lines(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if not path.is_file():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as e:
+            raise ValueError(f"{path}: not UTF-8 text") from e
+        for line in text.splitlines():
+            plain = " ".join(re.findall(r"[a-z0-9]+", line.lower().replace("'", "")))
+            if plain:
+                yield plain
 
 
 def builtin_lexicon() -> Lexicon:
