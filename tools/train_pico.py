@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from importlib.metadata import files
 from pathlib import Path
 
+import torch
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,9 +30,11 @@ PHYSICS = (
     "free-fall", "tilted-plane", "u-slope", "stable-stack", "unstable-stack", "dominoes", "seesaw",
     "gyroscope",
 )  # fmt: skip
-ARM, SCENES = (("arm-push", 1000, 64),), (
+ARM, SCENES = (("arm-push", 1500, 64),), (
     *((name, 40, 6) for name in PHYSICS), ("room", 100, 8), ("street", 20, 2),
 )  # fmt: skip
+# Where the processor multiplies bfloat16 itself, training is up to twice as fast.
+PRECISION = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 CLIPS = "wfm_curator:ShardedDataset="
 
 
@@ -111,8 +114,8 @@ def tokenizers(runs: Path) -> Iterator[Stage]:
     )
     shapes = [(1, 64, 12), (9, 64, 4), (17, 64, 2), (9, 96, 2), (1, 128, 3)]
     for name, preset, steps, film, weights in (
-        ("tokenizer-cv", "pico-cv4x8x8", 4000, 0.3, (2, 5, 2, 0.4, 0.4)),
-        ("tokenizer-dv", "pico-dv8x16x16", 4500, 0.15, (5, 5, 2, 0.4, 0.4)),
+        ("tokenizer-cv", "pico-cv4x8x8", 6000, 0.3, (2, 5, 2, 0.4, 0.4)),
+        ("tokenizer-dv", "pico-dv8x16x16", 6000, 0.15, (5, 5, 2, 0.4, 0.4)),
     ):
         config = {
             "out": f"{runs}/{name}",
@@ -137,6 +140,7 @@ def tokenizers(runs: Path) -> Iterator[Stage]:
             "steps": steps,
             "warmup": 100,
             "lr": 2e-3,
+            "precision": PRECISION,
             "evaluate_every": 500,
             "checkpoint_every": 1000,
             "threads": 1,

@@ -144,8 +144,13 @@ def test_high_noise_levels_are_drawn_often_enough():
     assert sigma.max() <= 85
 
 
-@pytest.mark.parametrize("backend", [DIFFUSION, AR], ids=["diffusion", "ar"])
-def test_a_run_that_was_stopped_ends_on_the_same_bits(recordings, tmp_path, backend):
+MUON = {"optimizer": "muon", "precision": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "how"), [(DIFFUSION, {}), (AR, {}), (AR, MUON)], ids=["diffusion", "ar", "muon"]
+)
+def test_a_run_that_was_stopped_ends_on_the_same_bits(recordings, tmp_path, backend, how):
     class Stop(Exception):
         pass
 
@@ -153,7 +158,7 @@ def test_a_run_that_was_stopped_ends_on_the_same_bits(recordings, tmp_path, back
         if step == 14:
             raise Stop
 
-    config = config_for(recordings, backend)
+    config = config_for(recordings, backend, **how)
     whole = train(config, tmp_path / "whole")
     with pytest.raises(Stop):
         train(config, tmp_path / "stopped", progress=stop)

@@ -65,11 +65,14 @@ def test_a_run_may_start_from_a_model(tmp_path, clips):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("latents", ["video", "image"])
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, clips, latents):
-    whole = run(tmp_path / "a", clips, latents=latents)
-    run(tmp_path / "b", clips, latents=latents, stop_after=7)
-    resumed = run(tmp_path / "b", clips, latents=latents)
+@pytest.mark.parametrize(
+    "how",
+    [{"latents": "video"}, {"latents": "image"}, {"optimizer": "muon", "precision": "bfloat16"}],
+)
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, clips, how):
+    whole = run(tmp_path / "a", clips, **how)
+    run(tmp_path / "b", clips, **how, stop_after=7)
+    resumed = run(tmp_path / "b", clips, **how)
     a, b = (torch.load(x.parent / "state.pt", weights_only=True) for x in (whole, resumed))
     assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
     assert all(torch.equal(a["average"][k], b["average"][k]) for k in a["average"])

@@ -42,14 +42,15 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path, clips):
-    whole = run(config(tmp_path / "whole", clips))
+@pytest.mark.parametrize("how", [{}, {"optimizer": "muon", "precision": "bfloat16"}])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, clips, how):
+    whole = run(config(tmp_path / "whole", clips, **how))
 
     def cut_off(step, numbers):
         if step == 5:
             raise KeyboardInterrupt
 
-    cut = config(tmp_path / "cut", clips)
+    cut = config(tmp_path / "cut", clips, **how)
     with pytest.raises(KeyboardInterrupt):
         run(cut, log=cut_off)
     resumed = run(cut, resume=True)

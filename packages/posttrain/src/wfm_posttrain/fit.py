@@ -7,12 +7,14 @@ import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from .checkpoint import replacing
+from .muon import Muon
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,8 @@ class FitConfig(BaseModel):
 
     steps: int = Field(2000, gt=0, description="optimiser steps")
     batch: int = Field(16, gt=0, description="windows per step")
-    lr: float = Field(4e-4, gt=0, description="peak learning rate of AdamW")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon learns in fewer steps")
+    lr: float = Field(4e-4, gt=0, description="peak learning rate")
     warmup: int = Field(50, ge=0, description="steps of linear warm-up")
     final_lr: float = Field(0.05, ge=0, le=1, description="share of lr left after the cosine")
     weight_decay: float = Field(0.01, ge=0)
@@ -38,6 +41,9 @@ class FitConfig(BaseModel):
     checkpoint_every: int = Field(500, gt=0, description="steps between checkpoints")
     log_every: int = Field(20, gt=0, description="steps between lines of metrics.jsonl")
     check_every: int = Field(200, gt=0, description="steps between looks at held-out clips")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of matrix products in training; the weights stay float32"
+    )
     seed: int = 0
 
 
@@ -64,17 +70,19 @@ def fit(
     Raises:
         FloatingPointError: the loss is no longer a number.
     """
-    optimizer = torch.optim.AdamW(_groups(module, config), lr=config.lr, betas=config.betas)
+    optimizer = _optimizer(module, config)
     average = {name: value.detach().clone() for name, value in module.state_dict().items()}
     done = _restore(run, module, optimizer, average)
     _trim(run / METRICS, done)
     meter = _Meter(config)
+    device = next(module.parameters()).device.type
     module.train()
     for step in range(done + 1, config.steps + 1):
         lr = config.lr * _schedule(step, config)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        value = loss(step_generator(config.seed, step))
+        with torch.autocast(device, torch.bfloat16, config.precision == "bfloat16"):
+            value = loss(step_generator(config.seed, step))
         optimizer.zero_grad()
         value.backward()
         norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
@@ -159,13 +167,20 @@ def _differences(a: Mapping, b: Mapping, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _groups(module: nn.Module, config: FitConfig) -> list[dict[str, object]]:
-    """Decay matrices only."""
+def _optimizer(module: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
+    """Decay matrices only. Embeddings and what is as tall as they are (a head) are no matrices."""
     trained = [p for p in module.parameters() if p.requires_grad]
-    return [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    tables = {m.weight.shape for m in module.modules() if isinstance(m, nn.Embedding)}
+    ends = [p for p in groups[0]["params"] if p.shape in tables]
+    groups[0]["params"] = [p for p in groups[0]["params"] if p.shape not in tables]
+    groups.append({"params": ends, "weight_decay": config.weight_decay, "matrices": False})
+    return Muon(groups, lr=config.lr, dtype=getattr(torch, config.precision))
 
 
 def _schedule(step: int, config: FitConfig) -> float:

@@ -16,17 +16,23 @@ class Muon(torch.optim.Optimizer):
 
     A convolution counts as the matrix ``c_out x (c_in k)``. The update of a matrix is scaled to
     the size of AdamW's (root mean square 0.2; Liu et al. 2025, arXiv 2502.16982), so one
-    learning rate serves both. State: ``exp_avg``, and for vectors ``exp_avg_sq`` and ``step``.
+    learning rate serves both. A group with ``matrices=False`` takes AdamW for all: embeddings
+    and output layers, of which a step touches few rows. State: ``exp_avg``, and for AdamW
+    ``exp_avg_sq`` and ``step``. ``dtype`` is what the orthogonalisation computes in; bfloat16
+    is enough for it.
     """
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float = 2e-3,
         betas: tuple[float, float] = (0.95, 0.99),
         weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "matrices": True}
+        super().__init__(parameters, defaults)
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # ty: ignore[incompatible-method-override]
@@ -37,7 +43,8 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                update = self._matrix if parameter.ndim > 1 else self._vector
+                is_matrix = group["matrices"] and parameter.ndim > 1
+                update = self._matrix if is_matrix else self._vector
                 change = update(self.state[parameter], parameter.grad, *group["betas"])
                 parameter.add_(change, alpha=-group["lr"])
         return loss
@@ -46,12 +53,14 @@ class Muon(torch.optim.Optimizer):
         mean = state.setdefault("exp_avg", torch.zeros_like(grad))
         mean.lerp_(grad, 1 - momentum)
         ahead = grad.lerp(mean, momentum).flatten(1)  # as Nesterov
-        return orthogonal(ahead).view_as(grad) * (0.2 * max(ahead.shape) ** 0.5)
+        size = 0.2 * max(ahead.shape) ** 0.5
+        return orthogonal(ahead.to(self.dtype)).to(grad.dtype).view_as(grad) * size
 
     def _vector(self, state: dict[str, Any], grad: Tensor, beta1: float, beta2: float) -> Tensor:
         mean = state.setdefault("exp_avg", torch.zeros_like(grad))
         square = state.setdefault("exp_avg_sq", torch.zeros_like(grad))
-        count = state["step"] = state.get("step", 0) + 1
+        state["step"] = state.get("step", torch.zeros(())) + 1
+        count = float(state["step"])
         mean.lerp_(grad, 1 - beta1)
         square.lerp_(grad.square(), 1 - beta2)
         unbiased = (square / (1 - beta2**count)).sqrt()

@@ -9,7 +9,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import cos, pi
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +76,9 @@ class TrainConfig(BaseModel):
     loss: LossConfig = LossConfig()
     seed: int = 0
     device: str = "cpu"
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of matrix products in training; the weights stay float32"
+    )
     threads: int | None = Field(None, gt=0, description="of the CPU; None: as torch decides")
     log_every: int = Field(50, gt=0)
     evaluate_every: int = Field(500, gt=0)
@@ -158,10 +161,7 @@ class Run:
         self.average = build(config.model).to(config.device).eval().requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         self.parameters = list(self.model.parameters())
-        kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
-        self.optimizer = kind(
-            self.parameters, config.lr, config.betas, weight_decay=config.weight_decay
-        )
+        self.optimizer = new_optimizer(self.parameters, config)
         self.start = 0
         self.seconds = 0.0
         self.done = 0
@@ -187,8 +187,9 @@ class Run:
         rate = learning_rate(config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        features = self.model.features(video)
-        output = self.model.decode_codes(self.model.quantize(features))
+        with torch.autocast(video.device.type, torch.bfloat16, config.precision == "bfloat16"):
+            features = self.model.features(video)
+            output = self.model.decode_codes(self.model.quantize(features))
         loss = reconstruction_loss(output, video, config.loss)
         if isinstance(self.model, DiscreteTokenizer):
             loss = loss + config.loss.saturation * saturation_loss(features)
@@ -255,13 +256,22 @@ class Run:
                 if name in parts.get(key, {})
             }
             if name in parts.get("step", {}):
-                count = parts["step"][name]
-                state["step"] = count if self.config.optimizer == "adamw" else int(count)
+                state["step"] = parts["step"][name]
             self.optimizer.state[parameter] = state
         metrics = self.config.out / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.is_file() else []
         kept = [line for line in lines if json.loads(line)["step"] <= self.start]
         metrics.write_text("".join(line + "\n" for line in kept))
+
+
+def new_optimizer(
+    parameters: Sequence[nn.Parameter], config: TrainConfig
+) -> torch.optim.Optimizer:
+    """Return Muon, or AdamW as in the paper."""
+    rate, betas, decay = config.lr, config.betas, config.weight_decay
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, rate, betas, weight_decay=decay)
+    return Muon(parameters, rate, betas, decay, getattr(torch, config.precision))
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

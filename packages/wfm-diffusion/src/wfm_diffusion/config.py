@@ -39,6 +39,8 @@ class DiffusionConfig(BaseModel):
     qk_norm_eps: float = Field(1e-5, gt=0, description="1e-5 as in diffusers, 1e-6 as in NVIDIA's")
     sigma_data: float = Field(0.5, gt=0, description="standard deviation of clean latents")
     extra_channels: int = Field(0, ge=0, description="channels of the condition key 'channels'")
+    token_vocab: int = Field(0, ge=0, description="tokens of the condition key 'tokens'; 0: none")
+    token_channels: int = Field(32, gt=0, description="features of a token's embedding")
     uncertainty: int = Field(0, ge=0, description="features of the learned loss weight; 0: none")
 
     @model_validator(mode="after")
@@ -57,7 +59,10 @@ class DiffusionConfig(BaseModel):
     def in_channels(self) -> int:
         """Channels of the patch embedding, masks and camera embedding included."""
         masks = self.condition_mask + self.padding_mask
-        return self.latent_channels + masks + (self.view_channels if self.views else 0)
+        views = self.view_channels if self.views else 0
+        return (
+            self.latent_channels + masks + views + (self.token_channels if self.token_vocab else 0)
+        )
 
 
 _PICO = DiffusionConfig(
@@ -77,6 +82,7 @@ _NANO = DiffusionConfig(
 _SUPER = DiffusionConfig()
 _ULTRA = DiffusionConfig(width=5120, depth=36, num_heads=40, rope_scale=(2.0, 2.0, 2.0))
 _GIVEN = {"condition_mask": True}
+_DECODER = {"position": "none", "rope_scale": (1.0, 1.5, 1.5)}
 _CAMERAS = {"views": 6, "frame_repeat": True, "position": "sincos"}
 
 PRESETS: Mapping[str, DiffusionConfig] = MappingProxyType(
@@ -87,11 +93,18 @@ PRESETS: Mapping[str, DiffusionConfig] = MappingProxyType(
         "super-video2world": _SUPER.model_copy(update=_GIVEN),
         "super-text2world-multiview": _SUPER.model_copy(update=_CAMERAS),
         "super-video2world-multiview": _SUPER.model_copy(update=_CAMERAS | _GIVEN),
+        "super-decoder": _SUPER.model_copy(update=_DECODER | {"token_vocab": 64_000}),
+        "pico-decoder": _PICO.model_copy(
+            update={"condition_mask": False, "token_vocab": 1_000, "token_channels": 16}
+        ),
         "ultra-text2world": _ULTRA,
         "ultra-video2world": _ULTRA.model_copy(update=_GIVEN),
     }
 )
-"""pico and nano do text2world and video2world in one; super is Cosmos 7B, ultra 14B."""
+"""pico and nano do text2world and video2world in one; super is Cosmos 7B, ultra 14B.
+
+A decoder turns the tokens of an autoregressive model into latents of a continuous codec.
+"""
 
 
 class WorldSettings(BaseModel):
@@ -137,6 +150,7 @@ class TrainConfig(BaseModel):
 
     steps: int = Field(6000, gt=0)
     batch: int = Field(32, gt=0)
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon learns in fewer steps")
     rate: float = Field(8e-4, gt=0, description="highest learning rate")
     warmup: int = Field(200, ge=0, description="steps of linear warm-up")
     final_rate: float = Field(0.02, ge=0, le=1, description="last over highest learning rate")
@@ -161,3 +175,6 @@ class TrainConfig(BaseModel):
     log_every: int = Field(10, gt=0)
     seed: int = 0
     device: str = "cpu"
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of matrix products in training; the weights stay float32"
+    )

@@ -26,6 +26,7 @@ from .edm import draw_sigma, edm_error, uncertain
 from .ema import Ema
 from .interfaces import LatentCodec, TextEncoder
 from .latents import Latents, fingerprint_of, open_clips, prepare
+from .muon import Muon
 from .references import resolve
 from .transformer import DiffusionTransformer
 
@@ -98,14 +99,7 @@ class Run:
         self.config, self.data, self.log = config, data, log
         self.net = new_network(config).to(config.device).train()
         self.ema = Ema(self.net, length=config.ema_length, decay=config.ema_decay)
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(),
-            lr=config.rate,
-            betas=(0.9, 0.99),
-            eps=1e-10,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimizer = new_optimizer(self.net, config)
         self.step = 0
         self.to_train, self.to_validate = data.split(config.held_out)
         self.metrics = Path(config.out) / "metrics.jsonl"
@@ -135,14 +129,17 @@ class Run:
             group["lr"] = rate
         generator = torch.Generator().manual_seed(config.seed * 2**32 + self.step)
         batch = draw_batch(self.data, self.to_train, config, generator).to(config.device)
-        error = edm_error(
-            self.net,
-            batch.clean,
-            batch.sigma,
-            batch.noise,
-            batch.condition,
-            given_noise=batch.given_noise,
-        )
+        with torch.autocast(
+            config.device.split(":")[0], torch.bfloat16, config.precision == "bfloat16"
+        ):
+            error = edm_error(
+                self.net,
+                batch.clean,
+                batch.sigma,
+                batch.noise,
+                batch.condition,
+                given_noise=batch.given_noise,
+            )
         loss = uncertain(error, self.net.log_variance(batch.sigma))
         self.optimizer.zero_grad()
         loss.backward()
@@ -235,6 +232,22 @@ def new_network(config: TrainConfig) -> DiffusionTransformer:
     net = DiffusionTransformer(config.model)
     torch.random.set_rng_state(state)
     return net
+
+
+def new_optimizer(net: DiffusionTransformer, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return AdamW as in the paper, or Muon for the matrices."""
+    decay = config.weight_decay
+    if config.optimizer == "muon":
+        dtype = getattr(torch, config.precision)
+        return Muon(net.parameters(), lr=config.rate, weight_decay=decay, dtype=dtype)
+    return torch.optim.AdamW(
+        net.parameters(),
+        lr=config.rate,
+        betas=(0.9, 0.99),
+        eps=1e-10,
+        weight_decay=decay,
+        fused=True,
+    )
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
