@@ -200,7 +200,7 @@ def test_adapters_train_alone_and_are_merged_into_the_saved_network(recordings, 
     assert saved.keys() == base.keys()
     changed = {name for name in base if not torch.equal(saved[name], base[name].half())}
     assert changed == {"shared.weight"}
-    assert (tmp_path / "run" / "adapter.safetensors").is_file()
+    assert (folder / "adapter" / "adapter_config.json").is_file()
 
 
 def test_a_run_without_a_checkpoint_is_begun_anew(recordings, tmp_path):

@@ -6,6 +6,7 @@ image, so a frame is one latent frame and a step is one action.
 """
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,13 +16,14 @@ from jaxtyping import Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from .checkpoint import replacing, write_weights
-from .clips import EncodedFrames, Part, cached_frames, encode_frames, open_clips
+from .checkpoint import replacing
+from .clips import EncodedFrames, cached_frames, encode_frames, open_clips, split
 from .encoder import fit_scaling
 from .evaluation import Evaluation, EvaluationConfig, evaluate_world
 from .fit import FitConfig, Log, fit, start_run
 from .interfaces import ClipDataset, NextTokenModel, TrainableDenoiser, WorldModel
-from .lora import LoraConfig, adapters, inject, merge
+from .lora import LoraConfig, inject, merge, save_adapter
+from .network_files import ADAPTER
 from .objectives import ArBackend, DiffusionBackend, next_frame_loss
 from .references import resolve
 from .saved import Recipe, codec_fingerprint, load, load_codec, save
@@ -65,7 +67,8 @@ def train(
     """Fine-tune, save and evaluate; return the folder of the model, ``run/model``.
 
     ``run`` gets ``config.json``, ``metrics.jsonl``, ``evaluation.json`` and the checkpoint to
-    resume from. A resumed run ends on the same bits as one that was never stopped.
+    resume from. LoRA adapters are folded into the network; ``model/adapter`` has them for PEFT.
+    A resumed run ends on the same bits as one that was never stopped.
 
     Raises:
         FileExistsError: ``run`` holds a run and ``resume`` was not asked for.
@@ -73,7 +76,7 @@ def train(
         ValueError: settings, clips or references that do not fit.
     """
     run = Path(run)
-    clips, held_out = _split(config)
+    clips, held_out = split(config.clips, config.held_out)
     codec = load_codec(config.backend.codec)
     if isinstance(codec, nn.Module):
         codec.to(device)
@@ -100,9 +103,12 @@ def train(
         check=lambda: check(model, checked, config), log=log, progress=progress,
     )  # fmt: skip
     if config.lora:
-        write_weights(run / "adapter.safetensors", adapters(network))
+        save_adapter(run / ADAPTER, network, config.backend.base)
         merge(network)
-    return _publish(run, config, recipe, model, held_out, codec, device)
+    folder = _publish(run, config, recipe, model, held_out, codec, device)
+    if config.lora:
+        shutil.copytree(run / ADAPTER, folder / ADAPTER)
+    return folder
 
 
 def evaluate(
@@ -164,20 +170,6 @@ def _loss(
     action = frames.action[targets] if action is None else action
     fps = frames.fps[targets]
     return next_frame_loss(model, window, action, fps, config.backend, generator)
-
-
-def _split(config: ActionConfig) -> tuple[ClipDataset, ClipDataset]:
-    """Open the clips to train on and those to check with."""
-    clips = open_clips(config.clips)
-    if isinstance(config.held_out, str):
-        return clips, open_clips(config.held_out)
-    cut = len(clips) - config.held_out
-    if config.held_out < 2 or cut < 1:
-        raise ValueError(
-            f"{config.clips}: {len(clips)} clips, of which {config.held_out} are to be held out; "
-            "hold out two or more and leave some to train on"
-        )
-    return Part(clips, range(cut)), Part(clips, range(cut, len(clips)))
 
 
 def _encoded(

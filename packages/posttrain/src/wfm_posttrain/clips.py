@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,19 +23,36 @@ Codec = LatentCodec | DiscreteCodec
 
 @dataclass(frozen=True)
 class RecordedClip:
-    """One recording of a folder: ``STEM.mp4``, ``STEM.json`` and ``STEM.safetensors``."""
+    """One recording of a folder: ``STEM.mp4``, ``STEM.json`` and ``STEM.safetensors``.
+
+    Its video is read when it is first looked at.
+    """
 
     stem: Path
-    fps: float
-    caption: str
-    attributes: Mapping[str, object]
-    frames: UInt8[Tensor, "t 3 h w"]
+    about: Mapping[str, object]
+
+    @cached_property
+    def _video(self) -> tuple[UInt8[Tensor, "t 3 h w"], float]:
+        return read_video(self.stem.with_suffix(".mp4"))
+
+    @property
+    def fps(self) -> float:
+        fps = self.about.get("fps")
+        return float(fps) if isinstance(fps, int | float) else self._video[1]
+
+    @property
+    def caption(self) -> str:
+        return str(self.about.get("caption", ""))
+
+    @property
+    def attributes(self) -> Mapping[str, object]:
+        return {k: v for k, v in self.about.items() if k not in ("caption", "fps")}
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self._video[0])
 
     def read(self, start: int, stop: int, /) -> UInt8[Tensor, "t 3 h w"]:
-        return self.frames[start:stop]
+        return self._video[0][start:stop]
 
     def labels(self) -> Mapping[str, Tensor]:
         return read_weights(self.stem.with_suffix(".safetensors"))
@@ -70,9 +88,7 @@ class ClipFolder:
             about = json.loads(stem.with_suffix(".json").read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as e:
             raise ValueError(f"{stem}.json: not JSON ({e})") from e
-        frames, rate = read_video(stem.with_suffix(".mp4"))
-        caption, fps = str(about.pop("caption", "")), float(about.pop("fps", rate))
-        return RecordedClip(stem, fps, caption, about, frames)
+        return RecordedClip(stem, about)
 
 
 class Part:
@@ -101,6 +117,25 @@ def open_clips(reference: str) -> ClipDataset:
     if not isinstance(found, ClipDataset):
         raise ValueError(f"{reference}: gives a {type(found).__name__}, not a ClipDataset")
     return found
+
+
+def split(reference: str, held_out: str | int) -> tuple[ClipDataset, ClipDataset]:
+    """Open the clips to train on, and those to check with.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: too few clips for as many to be held out.
+    """
+    clips = open_clips(reference)
+    if isinstance(held_out, str):
+        return clips, open_clips(held_out)
+    cut = len(clips) - held_out
+    if held_out < 2 or cut < 1:
+        raise ValueError(
+            f"{reference}: {len(clips)} clips, of which {held_out} are to be held out; "
+            "hold out two or more and leave some to train on"
+        )
+    return Part(clips, range(cut)), Part(clips, range(cut, len(clips)))
 
 
 def actions_of(clip: LabelledClip, what: str) -> Float[Tensor, "s a"]:

@@ -26,11 +26,9 @@ class ActionEncoder(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(action_dim))
         self.register_buffer("scale", torch.ones(action_dim))
-        self.adaln = _mlp(action_dim, 4 * width, width, nn.GELU(approximate="tanh"))
-        self.adaln_shared = _mlp(action_dim, 4 * width, 3 * width, nn.GELU(approximate="tanh"))
-        for mlp in (self.adaln, self.adaln_shared):
-            for parameter in mlp[-1].parameters():
-                nn.init.zeros_(parameter)
+        gelu = nn.GELU(approximate="tanh")
+        self.adaln = zero_last(mlp(action_dim, 4 * width, width, gelu))
+        self.adaln_shared = zero_last(mlp(action_dim, 4 * width, 3 * width, gelu))
 
     def encode(self, inputs: Mapping[str, Tensor], /) -> Condition:
         """Return ``adaln`` and ``adaln_shared``: per sample (b d) for one action, else b s d.
@@ -59,7 +57,7 @@ class ActionTokens(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(action_dim))
         self.register_buffer("scale", torch.ones(action_dim))
-        self.context = _mlp(action_dim, max(width // 4, 1), width, nn.ReLU())
+        self.context = mlp(action_dim, max(width // 4, 1), width, nn.ReLU())
 
     def encode(self, inputs: Mapping[str, Tensor], /) -> Condition:
         """Return ``text``: the action's vector a times, for each action.
@@ -94,8 +92,16 @@ def action_encoder(
     return read_encoder(source)
 
 
-def _mlp(a: int, hidden: int, out: int, activation: nn.Module) -> nn.Sequential:
+def mlp(a: int, hidden: int, out: int, activation: nn.Module) -> nn.Sequential:
+    """Return two linear layers with an activation between."""
     return nn.Sequential(nn.Linear(a, hidden), activation, nn.Linear(hidden, out))
+
+
+def zero_last(layers: nn.Sequential) -> nn.Sequential:
+    """Set the last layer to zero, so that the others say nothing until they are trained."""
+    for parameter in layers[-1].parameters():
+        nn.init.zeros_(parameter)
+    return layers
 
 
 def _action(inputs: Mapping[str, Tensor], mean: Tensor) -> Float[Tensor, "b s a"]:

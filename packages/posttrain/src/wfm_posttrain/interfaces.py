@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 
@@ -64,6 +64,21 @@ class Fingerprinted(Protocol):
 
 
 @runtime_checkable
+class TextEncoder(Protocol):
+    """Prompts -> embeddings and the mask of real tokens; rows are zero where it is False.
+
+    The number of slots ``n`` is fixed, and padding is attended by the networks.
+    """
+
+    @property
+    def dim(self) -> int: ...
+
+    def encode(
+        self, prompts: Sequence[str], /
+    ) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]: ...
+
+
+@runtime_checkable
 class ConditionEncoder(Protocol):
     """What a user has -> the condition keys that a network knows.
 
@@ -72,6 +87,30 @@ class ConditionEncoder(Protocol):
     """
 
     def encode(self, inputs: Mapping[str, Tensor], /) -> Mapping[str, Tensor]: ...
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """EDM's D(x; sigma): noisy latents -> the best guess of the clean ones.
+
+    ``noisy = clean + sigma * normal``, where ``clean`` has standard deviation
+    ``sigma_data``. Keys of ``condition`` in use: ``text`` (b n d), ``text_mask`` (b n),
+    ``fps`` (b), ``given`` (b 1 t h w; 1 where ``noisy`` holds a frame to keep),
+    ``given_sigma`` (b; the noise that those frames carry, 0 if absent), ``channels``
+    (b k t h w), ``adaln`` (b d or b t d), ``adaln_shared`` (b e or b t e with
+    e = 3 d), ``view`` (view ids). A key it does not know raises ``KeyError``.
+    """
+
+    @property
+    def sigma_data(self) -> float: ...
+
+    def denoise(
+        self,
+        noisy: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, " b"],
+        condition: Mapping[str, Tensor],
+        /,
+    ) -> Float[Tensor, "b c t h w"]: ...
 
 
 @runtime_checkable

@@ -11,24 +11,17 @@ from jaxtyping import Float, Int64, Shaped
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from .interfaces import NextTokenModel, TrainableDenoiser
+from .interfaces import Denoiser, NextTokenModel
 
 _BASE = r"^[^:=]+:[^:=]+=.+$"
 """The same callable, with the saved folder for its argument, loads the network again."""
 
 
-class DiffusionBackend(BaseModel):
-    """Denoise the latents of the next frame; the action goes into the noise level's embedding."""
+class Noise(BaseModel):
+    """How much noise training puts on clips, in the units of latents times ``sigma_data``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["diffusion"] = "diffusion"
-    base: str = Field(
-        "wfm_diffusion:load=builtin:pico", pattern=_BASE, description="module:callable=SOURCE"
-    )
-    world: str = Field("wfm_diffusion:WorldModel", description="module:callable")
-    codec: str = Field("pico-cv4x8x8", description="name or module:callable=SOURCE")
-    options: dict[str, float | int | str] = Field({}, description="further keywords of the world")
     log_sigma_mean: float = Field(0.0, description="of the normal part of ln sigma")
     log_sigma_std: float = Field(1.3, gt=0)
     high_sigma_share: float = Field(
@@ -37,6 +30,18 @@ class DiffusionBackend(BaseModel):
     past_sigma: float = Field(
         0.1, ge=0, description="most noise on past frames: rollouts see their own mistakes"
     )
+
+
+class DiffusionBackend(Noise):
+    """Denoise the latents of the next frame; the action goes into the noise level's embedding."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    base: str = Field(
+        "wfm_diffusion:load=builtin:pico", pattern=_BASE, description="module:callable=SOURCE"
+    )
+    world: str = Field("wfm_diffusion:WorldModel", description="module:callable")
+    codec: str = Field("pico-cv4x8x8", description="name or module:callable=SOURCE")
+    options: dict[str, float | int | str] = Field({}, description="further keywords of the world")
 
 
 class ArBackend(BaseModel):
@@ -76,44 +81,48 @@ def next_frame_loss(
     match backend:
         case DiffusionBackend():
             condition["fps"] = fps.to(condition["adaln"].device)
-            return denoising_loss(network, window, condition, backend, generator)
+            clean = rearrange(window, "b t c h w -> b c t h w")
+            given = torch.ones_like(clean[:, :1], dtype=torch.float32)
+            given[:, :, -1] = 0
+            return denoising_loss(network, clean, given, condition, backend, generator)
         case ArBackend():
-            return token_loss(network, window, condition, backend, generator)
+            return token_loss(network, window, condition, backend.past_noise, generator)
 
 
 def denoising_loss(
-    network: TrainableDenoiser,
-    window: Float[Tensor, "b t c h w"],
+    network: Denoiser,
+    clean: Float[Tensor, "b c t h w"],
+    given: Float[Tensor, "b 1 t h w"],
     condition: Mapping[str, Tensor],
-    backend: DiffusionBackend,
+    noise: Noise,
     generator: torch.Generator,
 ) -> Float[Tensor, ""]:
-    """EDM's weighted squared error of the last latent frame, those before it given."""
-    device = next(iter(condition.values())).device
-    clean = rearrange(window, "b t c h w -> b c t h w").float() * network.sigma_data
+    """EDM's weighted squared error of the latent frames that are not ``given`` (1: given).
+
+    ``clean`` has unit variance, as codecs give it. Noise is drawn on the CPU.
+    """
+    device = condition["fps"].device
+    clean = clean.float().cpu() * network.sigma_data
     b = len(clean)
-    sigma = draw_sigma(b, backend, generator)
-    past_sigma = torch.rand(b, generator=generator) * backend.past_sigma * network.sigma_data
-    given = torch.ones_like(clean[:, :1])
-    given[:, :, -1] = 0
+    sigma = draw_sigma(b, noise, generator)
+    past_sigma = torch.rand(b, generator=generator) * noise.past_sigma * network.sigma_data
     old, new = (rearrange(s, "b -> b 1 1 1 1") for s in (past_sigma, sigma))
     level = torch.where(given > 0, old, new)
     noisy = clean + level * torch.randn(clean.shape, generator=generator)
     clean, noisy, sigma, given = (x.to(device) for x in (clean, noisy, sigma, given))
     guess = network.denoise(noisy, sigma, {**condition, "given": given})
     weight = (sigma**2 + network.sigma_data**2) / (sigma * network.sigma_data) ** 2
-    error = (guess[:, :, -1] - clean[:, :, -1]).float().square().mean(dim=(1, 2, 3))
-    return (weight * error).mean()
+    new = (1 - given).expand_as(clean)
+    error = ((guess - clean).float().square() * new).sum(dim=(1, 2, 3, 4))
+    return (weight * error / new.sum(dim=(1, 2, 3, 4))).mean()
 
 
-def draw_sigma(
-    count: int, backend: DiffusionBackend, generator: torch.Generator
-) -> Float[Tensor, " b"]:
+def draw_sigma(count: int, noise: Noise, generator: torch.Generator) -> Float[Tensor, " b"]:
     """Draw noise levels: log-normal, with a share of high ones, where the past decides all."""
     normal = torch.randn(count, generator=generator)
-    low = (backend.log_sigma_mean + backend.log_sigma_std * normal).exp()
+    low = (noise.log_sigma_mean + noise.log_sigma_std * normal).exp()
     high = (math.log(85) * torch.rand(count, generator=generator)).exp()
-    is_high = torch.rand(count, generator=generator) < backend.high_sigma_share
+    is_high = torch.rand(count, generator=generator) < noise.high_sigma_share
     return torch.where(is_high, high, low).clamp(0.002, 85)
 
 
@@ -121,23 +130,25 @@ def token_loss(
     network: NextTokenModel,
     window: Int64[Tensor, "b t h w"],
     condition: Mapping[str, Tensor],
-    backend: ArBackend,
+    past_noise: float,
     generator: torch.Generator,
+    *,
+    new: int = 1,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the last frame's tokens, some of those before it corrupted."""
+    """Cross-entropy of the tokens of the last ``new`` frames, some before them corrupted."""
     device = next(iter(condition.values())).device
     _, t, h, w = window.shape
     clean = rearrange(window, "b t h w -> b (t h w)")
-    new = h * w
+    last = new * h * w
     wrong = torch.randint(network.vocab_size, clean.shape, generator=generator)
-    broken = torch.rand(clean.shape, generator=generator) < backend.past_noise
-    broken[:, -new:] = False
+    broken = torch.rand(clean.shape, generator=generator) < past_noise
+    broken[:, -last:] = False
     tokens = torch.where(broken, wrong, clean)
     begin = getattr(network, "bov_token", None)
     if begin is not None:
         tokens = F.pad(tokens, (1, 0), value=begin)
     # A window that fits on the model's own grid takes its first frames, as rollouts do.
     grid = None if tokens.shape[1] <= network.max_tokens else (t, h, w)
-    scores = network.logits(tokens.to(device), condition, grid=grid)[:, -new - 1 : -1]
-    target = clean[:, -new:].to(device)
+    scores = network.logits(tokens.to(device), condition, grid=grid)[:, -last - 1 : -1]
+    target = clean[:, -last:].to(device)
     return F.cross_entropy(rearrange(scores.float(), "b n v -> (b n) v"), target.flatten())

@@ -9,17 +9,17 @@
 """
 
 import importlib
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import nn
 
 from .checkpoint import CONFIG, find_source, read_weights, replacing, write_weights
+from .clip_recipe import ClipRecipe, load_clip_model, make_clip_world
 from .clips import Codec
 from .encoder import ActionEncoder, ActionTokens
 from .interfaces import (
@@ -29,12 +29,14 @@ from .interfaces import (
     LatentCodec,
     WorldModel,
 )
+from .network_files import load_network, save_network
 from .references import resolve
 from .settings import explain
+from .steering import ConditionNet
 
 logger = logging.getLogger(__name__)
 
-NET, ENCODER = "net", "encoder.safetensors"
+ENCODER = "encoder.safetensors"
 
 
 class Recipe(BaseModel):
@@ -79,6 +81,11 @@ class Recipe(BaseModel):
         }
 
 
+SAVED: TypeAdapter[Recipe | ClipRecipe] = TypeAdapter(
+    Annotated[Recipe | ClipRecipe, Field(discriminator="kind")]
+)
+
+
 def load(
     source: str | Path,
     *,
@@ -96,14 +103,21 @@ def load(
         ValueError: the folder holds something else, or the codec is another one.
     """
     folder, recipe = read_recipe(source)
-    network = resolve(f"{recipe.network}={folder / NET}", "")
-    encoder = read_encoder(source)
     codec = codec or load_codec(recipe.codec)
     check_codec(codec, recipe.codec_fingerprint, str(source))
-    parts = [part for part in (network, codec, encoder) if isinstance(part, nn.Module)]
-    for part in parts:
-        part.to(device=device, dtype=dtype).eval()
-    return make_world(recipe, network, codec, encoder)
+    if isinstance(recipe, Recipe):
+        network = load_network(folder, base=recipe.network, base_fingerprint="", channels=0)
+        encoder: nn.Module = read_encoder(source)
+        parts, denoiser = nn.ModuleDict({"network": network, "encoder": encoder}), network
+    else:
+        parts, denoiser = load_clip_model(folder, recipe, codec)
+        encoder = parts["encoder"]
+    for part in (parts, codec):
+        if isinstance(part, nn.Module):
+            part.to(device=device, dtype=dtype).eval()
+    if isinstance(recipe, Recipe):
+        return make_world(recipe, denoiser, codec, cast(ConditionEncoder, encoder))
+    return make_clip_world(recipe, denoiser, cast(ConditionNet, encoder), codec)
 
 
 def open_world(reference: str, *, device: str = "cpu") -> WorldModel:
@@ -124,7 +138,7 @@ def open_world(reference: str, *, device: str = "cpu") -> WorldModel:
     return world
 
 
-def read_recipe(source: str | Path) -> tuple[Path, Recipe]:
+def read_recipe(source: str | Path) -> tuple[Path, Recipe | ClipRecipe]:
     """Find a saved recipe; return its folder and what it says.
 
     Raises:
@@ -135,7 +149,7 @@ def read_recipe(source: str | Path) -> tuple[Path, Recipe]:
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder}: not a post-trained model, it holds no {CONFIG}")
     try:
-        return folder, Recipe.model_validate_json((folder / CONFIG).read_text())
+        return folder, SAVED.validate_json((folder / CONFIG).read_text())
     except ValidationError as e:
         raise ValueError(f"{folder / CONFIG}: {explain(e)}") from e
 
@@ -148,6 +162,8 @@ def read_encoder(source: str | Path) -> ActionEncoder | ActionTokens:
         ValueError: not a recipe, or an encoder of other sizes.
     """
     folder, recipe = read_recipe(source)
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"{source}: follows {recipe.condition.kind}, not single actions")
     encoder = recipe.make_encoder()
     weights = {name: w.float() for name, w in read_weights(folder / ENCODER).items()}
     try:
@@ -168,13 +184,11 @@ def save(
 ) -> None:
     """Write the folder, whole or not at all; weights are stored as ``dtype``."""
     with replacing(folder) as partial:
-        (partial / NET).mkdir(parents=True)
-        config = cast(BaseModel, network.config).model_dump_json(indent=2)
-        (partial / NET / "config.json").write_text(config + "\n")
-        world = json.dumps(recipe.world_json(), indent=2)
-        (partial / NET / "world.json").write_text(world + "\n")
-        weights = {name: _stored(w, dtype) for name, w in network.state_dict().items()}
-        write_weights(partial / NET / "model.safetensors", weights)
+        partial.mkdir()
+        save_network(
+            partial, network, base=recipe.network, added=(), whole=True,
+            world=recipe.world_json(), dtype=dtype,
+        )  # fmt: skip
         write_weights(partial / ENCODER, encoder.state_dict())
         (partial / CONFIG).write_text(recipe.model_dump_json(indent=2) + "\n")
         (partial / "README.md").write_text(card)
@@ -244,7 +258,3 @@ def pico_arm_diffusion() -> WorldModel:
 def pico_arm_ar() -> WorldModel:
     """Load the built-in autoregressive model of an arm that pushes objects."""
     return load("builtin:pico-arm-ar")
-
-
-def _stored(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return weight.to(dtype) if weight.is_floating_point() else weight
