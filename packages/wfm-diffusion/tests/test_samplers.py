@@ -38,14 +38,38 @@ def test_no_network_call_is_wasted(name, calls):
     assert count == calls
 
 
-def test_guidance_is_one_call_of_a_double_batch():
+def test_guidance_is_one_call_whose_branches_part_at_the_text():
     net = network()
     x, sigma = randn(2, 3, 2, 4, 4), torch.tensor([1.0, 1.0])
     cond, uncond = {"text": randn(2, 4, 8, seed=1)}, {"text": torch.zeros(2, 4, 8)}
     batches = []
-    net.embed.register_forward_hook(lambda *call: batches.append(len(call[2])))
+    for module in (net.embed, net.blocks[0].mlp, net.blocks[1].self_attention.q):
+        module.register_forward_hook(lambda *call: batches.append(len(call[2])))
     guided = Guided(net, cond, uncond, guidance=3.0)(x, sigma)
-    assert batches == [4]
+    assert batches == [2, 4, 4]
+    first, second = net.denoise(x, sigma, cond), net.denoise(x, sigma, uncond)
+    torch.testing.assert_close(guided, first + 3 * (first - second), rtol=0, atol=1e-4)
+
+
+def test_another_network_gets_a_batch_of_both_branches():
+    class Foreign:
+        sigma_data = 0.5
+
+        def denoise(self, noisy, sigma, condition, /):
+            assert len(noisy) == len(sigma) == len(condition["text"]) == len(condition["fps"])
+            return noisy + condition["text"].mean((1, 2))[:, None, None, None, None]
+
+    x, sigma = randn(2, 3, 2, 4, 4), torch.tensor([1.0, 1.0])
+    rate = torch.tensor([5.0, 10.0])
+    cond, uncond = {"text": torch.ones(2, 4, 8), "fps": rate}, {"text": torch.zeros(2, 4, 8)}
+    guided = Guided(Foreign(), cond, uncond, guidance=3.0)(x, sigma)
+    torch.testing.assert_close(guided, x + 4, rtol=0, atol=1e-6)
+
+
+def test_branches_may_differ_in_more_than_text():
+    net, x, sigma = network(), randn(1, 3, 2, 4, 4), torch.tensor([1.0])
+    cond, uncond = ({"text": randn(1, 4, 8), "fps": torch.tensor([r])} for r in (5.0, 60.0))
+    guided = Guided(net, cond, uncond, guidance=3.0)(x, sigma)
     first, second = net.denoise(x, sigma, cond), net.denoise(x, sigma, uncond)
     torch.testing.assert_close(guided, first + 3 * (first - second), rtol=0, atol=1e-4)
 

@@ -10,22 +10,23 @@ try:
 except ImportError:
     flash_attn_func = None
 
+HALF = (float16, bfloat16)
+
 
 def attention(
     q: Float[Tensor, "b n k d"],
     k: Float[Tensor, "b m k d"],
     v: Float[Tensor, "b m k d"],
     *,
-    causal: bool = False,
+    bias: Float[Tensor, " m"] | None = None,
 ) -> Float[Tensor, "b n k d"]:
     """Softmax attention scaled by ``d ** -0.5``, in FlashAttention's layout.
 
-    ``causal`` needs ``n == m``: the two backends align unequal lengths differently.
+    ``bias`` is added to the logits of the keys; FlashAttention itself takes none.
     """
-    if causal and q.shape[1] != k.shape[1]:
-        raise ValueError(f"causal attention of {q.shape[1]} queries over {k.shape[1]} keys")
-    if flash_attn_func is not None and q.is_cuda and q.dtype in (float16, bfloat16):
-        return flash_attn_func(q, k, v, causal=causal)
+    if flash_attn_func is not None and bias is None and q.is_cuda and q.dtype in HALF:
+        return flash_attn_func(q, k, v)
     q, k, v = (rearrange(x, "b n k d -> b k n d") for x in (q, k, v))
-    out = scaled_dot_product_attention(q, k, v, is_causal=causal)
+    mask = None if bias is None else bias.to(q.dtype)[None, None, None]
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return rearrange(out, "b k n d -> b n k d")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .config import DiffusionConfig
@@ -26,6 +27,7 @@ _FROM_NVIDIA: Rules = (
     (r"final_layer\.adaLN_modulation\.2\.", "final.modulation.up."),
     (r"final_layer\.linear\.", "final.linear."),
     (r"view_embeddings\.", "view_embedding."),
+    (r"token_embedder\.", "token_embedding."),
     (r"repeat_frame_embedding\.", "repeat_embedding."),
 )
 _NVIDIA_SUBLAYER: Rules = (
@@ -178,6 +180,12 @@ def config_from_nvidia(mapping: Mapping[str, Any]) -> DiffusionConfig:
         views=mapping.get("n_views", 0),
         view_channels=mapping.get("view_condition_dim", 6),
         frame_repeat=mapping.get("add_repeat_frame_embedding", False),
+        token_vocab=(
+            mapping.get("diffusion_decoder_token_condition_voc_size", 64_000)
+            if mapping.get("diffusion_decoder_condition_on_token")
+            else 0
+        ),
+        token_channels=mapping.get("diffusion_decoder_token_condition_dim", 32),
         qk_norm_eps=1e-6,
     )
 
@@ -186,12 +194,13 @@ def config_from_weights(state: Mapping[str, Tensor]) -> DiffusionConfig:
     """Read the sizes off converted weights, for a ``model.pt`` that comes without a config.
 
     What weights do not show is Cosmos 1.0's: patches of 1x2x2, RoPE stretched twice along
-    time, and along height and width too in the 14B network.
+    time, along height and width too in the 14B network, and these by half in the decoder.
     """
     width, columns = state["embed.weight"].shape
-    views = len(state["view_embedding.weight"]) if "view_embedding.weight" in state else 0
-    view_channels = state["view_embedding.weight"].shape[1] if views else 6
+    views, view_channels = state.get("view_embedding.weight", torch.zeros(0, 6)).shape
+    tokens, token_channels = state.get("token_embedding.weight", torch.zeros(0, 32)).shape
     latents = len(state["final.linear.weight"]) // 4
+    planes = latents + (view_channels if views else 0) + (token_channels if tokens else 0)
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     stretched = (2.0, 2.0, 2.0) if width == 5120 else (2.0, 1.0, 1.0)
     size = DiffusionConfig().max_size
@@ -208,12 +217,14 @@ def config_from_weights(state: Mapping[str, Tensor]) -> DiffusionConfig:
         text_dim=state["blocks.0.text_attention.k.weight"].shape[1],
         adaln_rank=len(state["blocks.0.self_modulation.down.weight"]),
         max_size=size,
-        rope_scale=stretched,
+        rope_scale=(1.0, 1.5, 1.5) if tokens else stretched,
         position="learnable" if "position.t" in state else ("sincos" if views else "none"),
-        condition_mask=columns // 4 - latents - (view_channels if views else 0) == 2,
+        condition_mask=columns // 4 - planes == 2,
         views=views,
         view_channels=view_channels,
         frame_repeat="repeat_embedding.weight" in state,
+        token_vocab=tokens,
+        token_channels=token_channels,
         qk_norm_eps=1e-6,
         uncertainty=len(state.get("uncertainty.frequencies", ())),
     )

@@ -1,23 +1,29 @@
 """Classifier-free guidance, and frames that are given: what a sampler sees as its denoiser."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .interfaces import Denoiser
+from .steady import Steady
+from .transformer import DiffusionTransformer
 
 Condition = Mapping[str, Tensor]
+TEXT = ("text", "text_mask")
 
 
 class Guided:
     """The denoiser that a sampler calls: one network call for both branches.
 
     ``x0 = cond + guidance (cond - uncond)``; without an unconditional branch, or at guidance 0,
-    the network sees no batch of two. On frames where ``given`` is 1 the network sees ``kept``
+    the network sees one branch. On frames where ``given`` is 1 the network sees ``kept``
     with noise of ``given_sigma`` on it, and the answer there is ``kept`` itself.
+
+    Our own network remembers what stays the same from call to call, so that one object serves
+    one sampling and its continuations: weights and conditions must not change under it.
     """
 
     def __init__(
@@ -31,9 +37,15 @@ class Guided:
         if unconditional is None:
             guidance = 0.0
         self.net, self.guidance = net, guidance
-        self.condition = condition
+        self.batch = len(next(iter(condition.values()))) if condition else 0
+        self.condition: Condition = condition
+        self.branches = 2 if guidance and unconditional is not None else 1
+        self.apart = False
         if guidance and unconditional is not None:
-            self.condition = paired(condition, unconditional)
+            ours = isinstance(net, DiffusionTransformer)
+            self.apart = not ours or differ(condition, unconditional)
+            self.condition = paired(condition, unconditional, () if self.apart else TEXT)
+        self.steady = Steady()
         self.kept: Tensor | None = None
 
     def give(
@@ -54,32 +66,45 @@ class Guided:
         condition = dict(self.condition)
         if self.kept is not None:
             x = torch.where(self.given > 0, self.shown, x)
-            condition["given"] = self._each_branch(self.given)
-            condition["given_sigma"] = self._each_branch(torch.full_like(sigma, self.given_sigma))
-        clean = self.net.denoise(self._each_branch(x), self._each_branch(sigma), condition)
-        if self.guidance:
+            condition["given"] = self._each(self.given)
+            condition["given_sigma"] = self._each(torch.full_like(sigma, self.given_sigma))
+        if isinstance(self.net, DiffusionTransformer):
+            clean = self.net.denoise_branches(self._each(x), sigma[:1], condition, self.steady)
+        else:
+            clean = self.net.denoise(self._each(x), self._each(sigma), condition)
+        if self.branches == 2:
             cond, uncond = clean.chunk(2)
             clean = cond + self.guidance * (cond - uncond)
         if self.kept is not None:
             clean = torch.where(self.given > 0, self.kept, clean)
         return clean
 
-    @property
-    def batch(self) -> int:
-        """Number of samples, one branch counted."""
-        count = len(next(iter(self.condition.values())))
-        return count // 2 if self.guidance else count
-
     def with_ports(self, ports: Condition) -> "Guided":
         """Return a copy whose branches both have further conditions."""
         other = copy.copy(self)
-        other.condition = {**self.condition, **{k: self._each_branch(x) for k, x in ports.items()}}
+        other.condition = {**self.condition, **{k: self._each(x) for k, x in ports.items()}}
         return other
 
-    def _each_branch(self, x: Tensor) -> Tensor:
-        return torch.cat([x, x]) if self.guidance else x
+    def _each(self, x: Tensor) -> Tensor:
+        """Give both branches a row of their own, where the network does not share them."""
+        return torch.cat([x, x]) if self.apart else x
 
 
-def paired(first: Condition, second: Condition) -> dict[str, Tensor]:
-    """Stack two conditions along the batch; what the second lacks is the first's."""
-    return {key: torch.cat([value, second.get(key, value)]) for key, value in first.items()}
+def differ(first: Condition, second: Condition) -> bool:
+    """Tell whether two conditions differ in more than text."""
+    return any(
+        not torch.equal(second.get(key, value), value)
+        for key, value in first.items()
+        if key not in TEXT
+    )
+
+
+def paired(first: Condition, second: Condition, keys: Collection[str]) -> dict[str, Tensor]:
+    """Stack two conditions along the batch, all or only some keys; the rest is the first's.
+
+    What the second lacks is the first's, too.
+    """
+    return {
+        key: torch.cat([value, second.get(key, value)]) if key in keys or not keys else value
+        for key, value in first.items()
+    }

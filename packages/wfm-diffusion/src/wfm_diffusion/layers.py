@@ -12,19 +12,38 @@ from torch.nn import functional as F
 from .attention import attention
 from .config import DiffusionConfig
 from .position import rotate
+from .steady import KeysValues, Words
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, in the type of its input: under autocast that is not the type of its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every block sees beside its tokens. ``f`` is 1, or the frames of the clip."""
+    """What every block sees beside its tokens. ``f`` is 1, or the frames of the clip.
 
-    time: Float[Tensor, "b f d"]
-    shared: Float[Tensor, "b f e"]
-    text: Float[Tensor, "b m c"]
+    The rows of ``time``, ``shared``, ``cos`` and ``sin`` are the samples', or one for all.
+    ``branches`` copies of the samples differ in nothing but text: they part at the first block's
+    attention to it.
+    """
+
+    time: Float[Tensor, "_ f d"]
+    shared: Float[Tensor, "_ f e"]
+    words: Words
     cos: Float[Tensor, "_ n 1 k"]
     sin: Float[Tensor, "_ n 1 k"]
     position: Float[Tensor, "1 n d"] | None
     views: int
+    branches: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Samples, each branch counted."""
+        return len(self.words.slots) // self.views
 
 
 def sinusoid(timestep: Float[Tensor, " b"], width: int) -> Float[Tensor, "b d"]:
@@ -43,7 +62,7 @@ class TimeEmbedding(nn.Module):
         self.width = width
         self.linear_1 = nn.Linear(width, width, bias=False)
         self.linear_2 = nn.Linear(width, 3 * width, bias=False)
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width, eps=1e-6)
 
     def forward(
         self, timestep: Float[Tensor, " b"]
@@ -62,14 +81,14 @@ class Modulation(nn.Module):
         self.up = nn.Linear(rank, chunks * width, bias=False)
 
     def forward(
-        self, time: Float[Tensor, "b f d"], shared: Float[Tensor, "b g e"]
+        self, time: Float[Tensor, "_ f d"], shared: Float[Tensor, "_ g e"]
     ) -> tuple[Tensor, ...]:
         x = self.up(self.down(F.silu(time)))
         return (x + shared[..., : x.shape[-1]]).chunk(self.chunks, dim=-1)
 
 
 def modulate(
-    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b f d"], scale: Float[Tensor, "b f d"]
+    x: Float[Tensor, "b n d"], shift: Float[Tensor, "_ f d"], scale: Float[Tensor, "_ f d"]
 ) -> Float[Tensor, "b n d"]:
     """Normalise, then scale and shift the tokens of each frame by that frame's vectors."""
     frames, width = shift.shape[1:]
@@ -79,7 +98,7 @@ def modulate(
 
 
 def add_gated(
-    x: Float[Tensor, "b n d"], gate: Float[Tensor, "b f d"], update: Float[Tensor, "b n d"]
+    x: Float[Tensor, "b n d"], gate: Float[Tensor, "_ f d"], update: Float[Tensor, "b n d"]
 ) -> Float[Tensor, "b n d"]:
     """Add ``gate * update``, the gate being one vector for each frame."""
     x, update = (rearrange(y, "b (f n) d -> b f n d", f=gate.shape[1]) for y in (x, update))
@@ -96,29 +115,32 @@ class Attention(nn.Module):
         self.k = nn.Linear(source_dim, width, bias=False)
         self.v = nn.Linear(source_dim, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.q_norm = nn.RMSNorm(width // num_heads, eps=eps)
-        self.k_norm = nn.RMSNorm(width // num_heads, eps=eps)
+        self.q_norm = RMSNorm(width // num_heads, eps=eps)
+        self.k_norm = RMSNorm(width // num_heads, eps=eps)
 
-    def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values, ``b n k d``, normalised."""
-        q, k, v = (
-            rearrange(y, "b n (k d) -> b n k d", k=self.num_heads)
-            for y in (self.q(x), self.k(source), self.v(source))
-        )
-        return self.q_norm(q), self.k_norm(k), v
+    def heads(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n k c"]:
+        return rearrange(x, "b n (k c) -> b n k c", k=self.num_heads)
+
+    def queries(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n k c"]:
+        return self.q_norm(self.heads(self.q(x)))
+
+    def keys_values(self, source: Float[Tensor, "b m s"]) -> KeysValues:
+        return self.k_norm(self.heads(self.k(source))), self.heads(self.v(source))
 
     def over_self(self, x: Float[Tensor, "b n d"], context: Context) -> Float[Tensor, "b n d"]:
         """Attend to all tokens, with rotary positions."""
-        q, k, v = self.project(x, x)
-        q, k = (rotate(y, context.cos, context.sin) for y in (q, k))
-        return self.out(rearrange(attention(q, k, v), "b n k d -> b n (k d)"))
+        q, (k, v) = self.queries(x), self.keys_values(x)
+        cos, sin = context.cos[: len(x)], context.sin[: len(x)]
+        y = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        return self.out(rearrange(y, "b n k d -> b n (k d)"))
 
     def over_text(self, x: Float[Tensor, "b n d"], context: Context) -> Float[Tensor, "b n d"]:
         """Attend to all text slots, padding included; each camera to its own text."""
-        v = context.views
-        x, text = (rearrange(y, "b (v n) d -> (b v) n d", v=v) for y in (x, context.text))
-        y = attention(*self.project(x, text))
-        return self.out(rearrange(y, "(b v) n k d -> b (v n) (k d)", v=v))
+        views, words = context.views, context.words
+        q = self.queries(rearrange(x, "b (v n) d -> (b v) n d", v=views))
+        k, v = words.keys_values(self, self.keys_values, len(q))
+        y = attention(q, k, v, bias=words.bias)
+        return self.out(rearrange(y, "(b v) n k d -> b (v n) (k d)", v=views))
 
 
 class Mlp(nn.Module):
@@ -146,18 +168,29 @@ class Block(nn.Module):
         self.mlp_modulation = Modulation(width, config.adaln_rank, 3)
         self.mlp = Mlp(width, int(width * config.mlp_ratio))
 
-    def forward(self, x: Float[Tensor, "b n d"], context: Context) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], context: Context) -> Float[Tensor, "_ n d"]:
+        """Return the tokens of all branches; ``x`` may still be that of all at once."""
         if context.position is not None:
             x = x + context.position
         time, shared = context.time, context.shared
-        shift, scale, gate = self.self_modulation(time, shared)
+        shift, scale, gate = self.self_modulation(time[: len(x)], shared[: len(x)])
         update = self.self_attention.over_self(modulate(x, shift, scale), context)
         x = add_gated(x, gate, update)
-        shift, scale, gate = self.text_modulation(time, shared)
-        update = self.text_attention.over_text(modulate(x, shift, scale), context)
-        x = add_gated(x, gate, update)
+        if context.branches > 1 and len(x) * context.branches == context.rows:
+            x = x.repeat(context.branches, 1, 1)
+        x = self._hear(x, context)
         shift, scale, gate = self.mlp_modulation(time, shared)
         return add_gated(x, gate, self.mlp(modulate(x, shift, scale)))
+
+    def _hear(self, x: Float[Tensor, "b n d"], context: Context) -> Float[Tensor, "b n d"]:
+        """Attend to the text; samples without any stay as they are."""
+        heard = context.words.heard
+        if not heard:
+            return x
+        shift, scale, gate = self.text_modulation(context.time[:heard], context.shared[:heard])
+        update = self.text_attention.over_text(modulate(x[:heard], shift, scale), context)
+        told = add_gated(x[:heard], gate, update)
+        return told if heard == len(x) else torch.cat([told, x[heard:]])
 
 
 class FinalLayer(nn.Module):

@@ -82,13 +82,14 @@ def nvidia(
     steps: int,
     *,
     sigma_max: float = 80.0,
+    sigma_min: float = 0.0002,
     progress: Progress | None = None,
 ) -> Float[Tensor, "b c t h w"]:
-    """Sample by Euler's rule as NVIDIA's released inference does: down to 0.0002, then to 0.
+    """Sample by Euler's rule as NVIDIA's released inference does: to ``sigma_min``, then to 0.
 
     The state stays float32; theirs is rounded to bfloat16 after every step.
     """
-    sigmas = [*karras_sigmas(steps, low=0.0002, high=sigma_max), 0.0]
+    sigmas = [*karras_sigmas(steps, low=sigma_min, high=sigma_max), 0.0]
     x = noise.float() * math.sqrt(sigma_max**2 + 1)
     for i in range(steps):
         clean = call(denoise, x, sigmas[i])

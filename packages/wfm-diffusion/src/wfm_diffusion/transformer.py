@@ -1,11 +1,10 @@
 """The diffusion transformer of Cosmos 1.0 (arXiv 2501.03575, section 5.1), and its denoiser."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,9 +12,10 @@ from .config import DiffusionConfig, WorldSettings
 from .edm import Scalings, noise_label, scalings
 from .layers import Block, Context, FinalLayer, TimeEmbedding, Uncertainty
 from .position import Grid, LearnedPosition, rope_angles, sincos_embedding, tile_views
+from .steady import Steady, Words, collapsed, plain, uniform
 
 PORTS = ("channels", "adaln", "adaln_shared", "view")
-CONDITIONS = ("text", "text_mask", "fps", "given", "given_sigma", *PORTS)
+CONDITIONS = ("text", "text_mask", "fps", "given", "given_sigma", "tokens", *PORTS)
 
 Residual = Callable[[int, Tensor, Context], Tensor]
 
@@ -45,6 +45,8 @@ class DiffusionTransformer(nn.Module):
             self.repeat_embedding = nn.Linear(1, config.view_channels)
         if config.uncertainty:
             self.uncertainty = Uncertainty(config.uncertainty)
+        if config.token_vocab:
+            self.token_embedding = nn.Embedding(config.token_vocab, config.token_channels)
         if config.extra_channels:
             self._add_extra_embed(config.extra_channels)
 
@@ -83,6 +85,7 @@ class DiffusionTransformer(nn.Module):
         padding_mask: Tensor | None = None,
         views: int = 1,
         frame_repeat: Tensor | None = None,
+        tokens: Tensor | None = None,
         ports: Mapping[str, Tensor] | None = None,
         residual: Residual | None = None,
     ) -> Float[Tensor, "b c t h w"]:
@@ -92,21 +95,45 @@ class DiffusionTransformer(nn.Module):
         (b 1 t h w) is 1 on given frames, ``padding_mask`` (1 1 H W, pixels or latents) on
         padding; None is zeros. With several ``views`` time and text are camera-major, and
         ``frame_repeat`` (b v) says how often each camera's frame is repeated, in tens.
+        ``tokens`` (b tl hl wl) are those that a decoder network turns into latents.
         ``ports`` are the condition keys of fine-tuned networks; ``residual`` gives what to add
         after each block.
         """
         ports = ports or {}
-        (_, _, t, h, w), (pt, ph, pw) = x.shape, self.config.patch
-        grid = (t // pt, h // ph, w // pw)
-        x = self._add_channels(x, condition_mask, padding_mask)
+        x = self._add_channels(x, condition_mask, padding_mask, tokens)
         if self.config.views:
             x = self._add_views(x, views, ports.get("view"), frame_repeat)
-        tokens = self.embed(self._patchify(x))
+        words, steady = plain(text.to(self.embed.weight.dtype), views), Steady()
+        return self._answer(x, timestep, words, fps, views, ports, residual, steady)
+
+    def _answer(
+        self,
+        x: Float[Tensor, "b _ t h w"],
+        timestep: Float[Tensor, " _"],
+        words: Words,
+        fps: float | Tensor | None,
+        views: int,
+        ports: Mapping[str, Tensor],
+        residual: Residual | None,
+        steady: Steady,
+    ) -> Float[Tensor, "_ c t h w"]:
+        """Return F for every branch: the texts may be several times as many as the samples."""
+        (_, _, t, h, w), (pt, ph, pw) = x.shape, self.config.patch
+        grid = (t // pt, h // ph, w // pw)
+        tokens = self.embed(self.patchify(x))
         if "channels" in ports:
             tokens = tokens + self._extra(ports["channels"], tokens)
+        branches = len(words.slots) // views // len(tokens)
         one_view = (grid[0] // views, grid[1], grid[2])
-        context = self._context(tokens, timestep, text, one_view, fps, views)
-        context = add_to_time(context, ports)
+        cos, sin, position = steady.once(
+            "positions",
+            (one_view, fps, views, tokens.dtype, tokens.device),
+            lambda: self._positions(one_view, fps, views, tokens),
+        )
+        time, shared = add_ports(self.time(timestep.to(tokens.dtype)), ports)
+        rows = (each_branch(y, branches) for y in (time, shared, cos, sin))
+        time, shared, cos, sin = rows
+        context = Context(time, shared, words, cos, sin, position, views, branches)
         for state in self._states(tokens, context, residual):
             tokens = state
         return self._unpatchify(self.final(tokens, context), grid)
@@ -122,10 +149,18 @@ class DiffusionTransformer(nn.Module):
             yield tokens
 
     def _add_channels(
-        self, x: Tensor, condition_mask: Tensor | None, padding: Tensor | None
+        self,
+        x: Tensor,
+        condition_mask: Tensor | None,
+        padding: Tensor | None,
+        tokens: Tensor | None,
     ) -> Tensor:
         b, _, t, h, w = x.shape
         parts = [x]
+        if self.config.token_vocab:
+            parts.append(self._token_planes(tokens, x))
+        elif tokens is not None:
+            raise ValueError("this network takes no tokens: its config has no token_vocab")
         if self.config.condition_mask:
             mask = x.new_zeros(1) if condition_mask is None else condition_mask.to(x.dtype)
             parts.append(mask.expand(b, 1, t, h, w))
@@ -138,6 +173,16 @@ class DiffusionTransformer(nn.Module):
                 mask = F.interpolate(padding.to(x.dtype), size=(h, w), mode="nearest")[:, :, None]
             parts.append(mask.expand(b, 1, t, h, w))
         return torch.cat(parts, dim=1)
+
+    def _token_planes(
+        self, tokens: Int64[Tensor, "b tl hl wl"] | None, x: Float[Tensor, "b c t h w"]
+    ) -> Float[Tensor, "b k t h w"]:
+        """Look the tokens up and enlarge them, frame by frame, to the size of the latents."""
+        if tokens is None:
+            raise ValueError("this network decodes tokens: give it the condition 'tokens'")
+        frames = rearrange(self.token_embedding(tokens), "b t h w c -> (b t) c h w")
+        frames = F.interpolate(frames.float(), size=x.shape[-2:], mode="bilinear").to(x.dtype)
+        return rearrange(frames, "(b t) c h w -> b c t h w", b=len(x))
 
     def _add_views(
         self, x: Tensor, views: int, ids: Tensor | None, frame_repeat: Tensor | None
@@ -153,7 +198,7 @@ class DiffusionTransformer(nn.Module):
         planes = repeat(embedding, "b v c -> b c (v t) h w", t=t // views, h=h, w=w)
         return torch.cat([x, planes.to(x.dtype)], dim=1)
 
-    def _patchify(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b n p"]:
+    def patchify(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b n p"]:
         pt, ph, pw = self.config.patch
         pattern = "b c (t r) (h m) (w n) -> b (t h w) (c r m n)"
         return rearrange(x, pattern, r=pt, m=ph, n=pw)
@@ -166,17 +211,12 @@ class DiffusionTransformer(nn.Module):
     def _extra(self, channels: Tensor, tokens: Tensor) -> Tensor:
         if not self.config.extra_channels:
             raise ValueError("condition 'channels' needs net.extend_input(k) first")
-        return self.extra_embed(self._patchify(channels.to(tokens.dtype)))
+        return self.extra_embed(self.patchify(channels.to(tokens.dtype)))
 
-    def _context(
-        self,
-        tokens: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        grid: Grid,
-        fps: float | Tensor | None,
-        views: int,
-    ) -> Context:
+    def _positions(
+        self, grid: Grid, fps: float | Tensor | None, views: int, tokens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the cosines and sines of the rotary angles, and what is added in each block."""
         config = self.config
         angles = rope_angles(grid, config.head_dim, config.rope_scale, fps, config.base_fps)
         angles = tile_views(angles.to(tokens.device), views)[:, :, None]
@@ -187,16 +227,7 @@ class DiffusionTransformer(nn.Module):
             position = sincos_embedding(grid, config.width).to(tokens.device)
         if position is not None:
             position = tile_views(position[None], views).to(tokens.dtype)
-        time, shared = self.time(timestep.to(tokens.dtype))
-        return Context(
-            time=time[:, None],
-            shared=shared[:, None],
-            text=text.to(tokens.dtype),
-            cos=angles.cos(),
-            sin=angles.sin(),
-            position=position,
-            views=views,
-        )
+        return angles.cos(), angles.sin(), position
 
     def denoise(
         self,
@@ -212,30 +243,69 @@ class DiffusionTransformer(nn.Module):
         Condition keys: ``text`` (none: an empty one); ``fps`` (none: that of the training);
         ``given`` with ``given_sigma`` (b; the noise in the given frames, default 0): there
         ``noisy`` is at that noise level and comes back as it is; ``view`` (b v; text then holds
-        the cameras' one after another); ``channels``, ``adaln``, ``adaln_shared``.
+        the cameras' one after another); ``tokens`` (of a decoder); ``channels``, ``adaln``,
+        ``adaln_shared``.
         ``text_mask`` is accepted and unused: padding is attended, as in the original.
 
         Raises:
             KeyError: an unknown condition key.
         """
+        text = self._text(noisy, condition)
+        words = plain(text.to(self.embed.weight.dtype), self._views(condition))
+        return self._denoise(noisy, sigma, condition, words, residual, Steady())
+
+    def denoise_branches(
+        self,
+        noisy: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "1"],
+        condition: Mapping[str, Tensor],
+        steady: Steady,
+        /,
+    ) -> Float[Tensor, "_ c t h w"]:
+        """Denoise at one noise level, for inference: the same answer as ``denoise``, sooner.
+
+        ``condition["text"]`` may hold k texts for every sample, branch after branch; the answer
+        then has k b rows. What ``steady`` remembers of the text and of the positions serves all
+        calls that are given the same tensors.
+        """
+        text = steady.once(
+            "given text", (len(noisy), condition.get("text")), lambda: self._text(noisy, condition)
+        )
+        views, dtype = self._views(condition), self.embed.weight.dtype
+        words = steady.once("text", (text, dtype), lambda: collapsed(text.to(dtype), views))
+        if "fps" in condition:
+            fps = condition["fps"]
+            rate = steady.once("fps", (fps,), lambda: uniform(fps))
+            condition = {**condition, "fps": rate}
+        return self._denoise(noisy, sigma, condition, words, None, steady)
+
+    def _denoise(
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        condition: Mapping[str, Tensor],
+        words: Words,
+        residual: Residual | None,
+        steady: Steady,
+    ) -> Tensor:
         if unknown := set(condition) - set(CONDITIONS):
             raise KeyError(
                 f"unknown condition {sorted(unknown)}; known are {', '.join(CONDITIONS)}"
             )
+        ports = {key: condition[key] for key in PORTS if key in condition}
+        views, given = self._views(condition), condition.get("given")
         x, c = self._scaled_input(noisy, sigma, condition)
-        out = self(
-            x,
-            noise_label(sigma),
-            self._text(noisy, condition),
-            fps=condition.get("fps", self.fps),
-            condition_mask=condition.get("given"),
-            views=condition["view"].shape[1] if "view" in condition else 1,
-            ports={key: condition[key] for key in PORTS if key in condition},
-            residual=residual,
-        )
-        clean = torch.addcmul(c.skip * noisy, c.out, out.to(noisy.dtype))
-        given = condition.get("given")
-        return clean if given is None else torch.where(given > 0, noisy, clean)
+        x = self._add_channels(x, given, None, condition.get("tokens"))
+        if self.config.views:
+            x = self._add_views(x, views, ports.get("view"), None)
+        fps = condition.get("fps", self.fps)
+        out = self._answer(x, noise_label(sigma), words, fps, views, ports, residual, steady)
+        branches = len(out) // len(noisy)
+        noisy, skip, scale = (each_branch(y, branches) for y in (noisy, c.skip, c.out))
+        clean = torch.addcmul(skip * noisy, scale, out.to(noisy.dtype))
+        if given is None:
+            return clean
+        return torch.where(each_branch(given, branches) > 0, noisy, clean)
 
     def _scaled_input(
         self, noisy: Tensor, sigma: Tensor, condition: Mapping[str, Tensor]
@@ -252,8 +322,10 @@ class DiffusionTransformer(nn.Module):
         if "text" in condition:
             return condition["text"]
         # A zero text gives zero values, so one slot is worth as much as any number of them.
-        slots = condition["view"].shape[1] if "view" in condition else 1
-        return noisy.new_zeros(len(noisy), slots, self.config.text_dim)
+        return noisy.new_zeros(len(noisy), self._views(condition), self.config.text_dim)
+
+    def _views(self, condition: Mapping[str, Tensor]) -> int:
+        return condition["view"].shape[1] if "view" in condition else 1
 
     def log_variance(self, sigma: Float[Tensor, " b"], /) -> Float[Tensor, " b"]:
         """Return u(sigma), the learned log-variance of the loss, or zeros."""
@@ -298,75 +370,35 @@ class DiffusionTransformer(nn.Module):
         self.denoise(noisy, sigma, condition, residual=record)
         return [seen[i] for i in layers]
 
-    def control_branch(self, layers: Sequence[int], /) -> "ControlBranch":
+    def control_branch(self, layers: Sequence[int], /) -> nn.Module:
         """Return a trainable copy of those blocks that steers this network by a hint."""
+        from .control import ControlBranch
+
         return ControlBranch(self, layers)
 
 
-def add_to_time(context: Context, ports: Mapping[str, Tensor]) -> Context:
+def add_ports(
+    time: tuple[Float[Tensor, "_ d"], Float[Tensor, "_ e"]], ports: Mapping[str, Tensor]
+) -> tuple[Float[Tensor, "_ f d"], Float[Tensor, "_ f e"]]:
     """Add ``adaln`` to the time embedding, ``adaln_shared`` to the term of all blocks.
 
     Either has one row for each sample, or one for each latent frame.
     """
-    time, shared = (
-        old if new is None else old + (new if new.dim() == 3 else new[:, None]).to(old.dtype)
-        for old, new in (
-            (context.time, ports.get("adaln")),
-            (context.shared, ports.get("adaln_shared")),
-        )
+    embedding, shared = (
+        old[:, None] if new is None else old[:, None] + per_frame(new).to(old.dtype)
+        for old, new in zip(time, map(ports.get, ("adaln", "adaln_shared")), strict=True)
     )
-    frames = max(time.shape[1], shared.shape[1])
-    time, shared = (x.expand(-1, frames, -1) for x in (time, shared))
-    return Context(
-        time, shared, context.text, context.cos, context.sin, context.position, context.views
-    )
+    frames = max(embedding.shape[1], shared.shape[1])
+    rows = max(len(embedding), len(shared))
+    return embedding.expand(rows, frames, -1), shared.expand(rows, frames, -1)
 
 
-class ControlBranch(nn.Module):
-    """Copied blocks that read a hint and add to the frozen network (ControlNet, 2302.05543).
+def per_frame(x: Tensor) -> Float[Tensor, "b f d"]:
+    return x if x.dim() == 3 else x[:, None]
 
-    Satisfies Denoiser, with one more condition key, ``hint``: latents of the control video.
-    Its output layers start at zero, so that the network's answers are unchanged at first.
-    The network itself is held by reference: it is in no state dict of the branch.
-    """
 
-    def __init__(self, net: DiffusionTransformer, layers: Sequence[int]) -> None:
-        super().__init__()
-        self._net = (net,)
-        self.layers = tuple(layers)
-        c = net.config
-        self.embed = nn.Linear(
-            c.latent_channels * c.patch[0] * c.patch[1] * c.patch[2], c.width, bias=False
-        )
-        self.blocks = nn.ModuleList(copy.deepcopy(net.blocks[i]) for i in self.layers)
-        self.outs = nn.ModuleList(nn.Linear(c.width, c.width, bias=False) for _ in self.layers)
-        for weight in self.outs.parameters():
-            nn.init.zeros_(weight)
-        self.to(device=net.embed.weight.device, dtype=net.embed.weight.dtype)
-
-    @property
-    def sigma_data(self) -> float:
-        return self._net[0].sigma_data
-
-    def denoise(
-        self,
-        noisy: Float[Tensor, "b c t h w"],
-        sigma: Float[Tensor, " b"],
-        condition: Mapping[str, Tensor],
-        /,
-    ) -> Float[Tensor, "b c t h w"]:
-        """Denoise as the network does, steered by ``condition["hint"]``."""
-        net = self._net[0]
-        hint = self.embed(net._patchify(condition["hint"].to(self.embed.weight.dtype)))
-        rest = {key: value for key, value in condition.items() if key != "hint"}
-        state: list[Tensor] = []
-
-        def steer(i: int, tokens: Tensor, context: Context) -> Tensor:
-            if i not in self.layers:
-                return tokens.new_zeros(())
-            place = self.layers.index(i)
-            entering = state[-1] if state else tokens + hint
-            state.append(self.blocks[place](entering, context))
-            return self.outs[place](state[-1])
-
-        return net.denoise(noisy, sigma, rest, residual=steer)
+def each_branch(x: Tensor, branches: int) -> Tensor:
+    """Repeat rows that belong to samples; a single one serves all."""
+    if branches == 1 or len(x) == 1:
+        return x
+    return x.repeat(branches, *[1] * (x.dim() - 1))
