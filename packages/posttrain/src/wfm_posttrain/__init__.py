@@ -6,10 +6,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import clips, env, lora, metrics, plan, policies, recipes, references, sim, simulator
+    from . import (
+        clips,
+        comparison,
+        env,
+        imagination,
+        lora,
+        metrics,
+        plan,
+        policies,
+        probes,
+        recipes,
+        references,
+        sim,
+        simulator,
+        synthetic,
+        vision,
+    )
+    from .comparison import PolicyEvaluation, evaluate_policy
     from .encoder import ActionEncoder, action_encoder
     from .env import WorldEnv, WorldVectorEnv
-    from .policies import PolicyEvaluation, evaluate_policy
     from .saved import load, pico_arm_ar, pico_arm_diffusion
 
 __all__ = [
@@ -19,8 +35,10 @@ __all__ = [
     "WorldVectorEnv",
     "action_encoder",
     "clips",
+    "comparison",
     "env",
     "evaluate_policy",
+    "imagination",
     "load",
     "lora",
     "metrics",
@@ -28,10 +46,13 @@ __all__ = [
     "pico_arm_diffusion",
     "plan",
     "policies",
+    "probes",
     "recipes",
     "references",
     "sim",
     "simulator",
+    "synthetic",
+    "vision",
 ]
 
 _HOMES = {
@@ -39,8 +60,8 @@ _HOMES = {
     "action_encoder": "encoder",
     "WorldEnv": "env",
     "WorldVectorEnv": "env",
-    "PolicyEvaluation": "policies",
-    "evaluate_policy": "policies",
+    "PolicyEvaluation": "comparison",
+    "evaluate_policy": "comparison",
     "load": "saved",
     "pico_arm_ar": "saved",
     "pico_arm_diffusion": "saved",

@@ -1,19 +1,23 @@
 """The simulated arm as a gymnasium environment: the truth that imagined worlds are held to."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
+from einops import rearrange
 from gymnasium import spaces
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from .env import Picture
-from .metrics import mean_colour
+from .metrics import centroid, colour_mask, mean_colour
 from .plan import Bounds, NearerTo, ObjectAt
 from .sim.arm_env import FPS, ArmPushEnv, action_towards
 from .sim.filming import Story
 from .sim.graphics import project
+from .vision import SmallVision
 
 REACH_STEPS = 4
 REACHED = 0.03  # metres
@@ -52,6 +56,81 @@ class SkilledPolicy:
         guess = self._rest.copy()
         guess[:3] = self._rng.uniform(-1, 1, 3)
         return self.skill * self._way.pop(0) + (1 - self.skill) * guess
+
+
+class TrueWorld:
+    """The simulator itself as a world model: what planning with a perfect model would give.
+
+    It imagines from where ``env`` stands, whatever ``past`` shows.
+    """
+
+    past_frames = 1
+
+    def __init__(self, env: "ArmEnv") -> None:
+        self.env = env
+
+    def rollout(
+        self,
+        past: Float[Tensor, "_ 3 p h w"],
+        /,
+        *,
+        frames: int,
+        controls: Mapping[str, Tensor] | None = None,
+        prompts: Sequence[str] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b 3 f h w"]:
+        """Try each row of ``controls["action"]``, and come back."""
+        if controls is None or controls["action"].shape[1] != frames:
+            raise ValueError(f"the simulator needs {frames} actions for {frames} frames")
+        before = self.env.simulator.save()
+        try:
+            futures = [self._try(before, actions) for actions in controls["action"].numpy()]
+        finally:
+            self.env.simulator.restore(before)
+        video = torch.from_numpy(np.stack(futures))
+        return rearrange(video, "b f c h w -> b c f h w") / 127.5 - 1
+
+    def _try(self, before: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        self.env.simulator.restore(before)
+        return np.stack([self.env.simulator.step(action)[0].frame for action in actions])
+
+
+class PushAlong:
+    """Reward: an object comes to its place, and the tool gets behind the object first.
+
+    Distances are in pixels of the picture: the object's from its place, plus ``approach`` times
+    the tool's from a point ``behind`` pixels behind the object. The object is found by its colour,
+    the tool by a reader of ``effector_pixel``. An object that is not found is where it was.
+    """
+
+    def __init__(
+        self,
+        info: Mapping[str, Any],
+        reader: SmallVision,
+        *,
+        behind: float = 6.0,
+        approach: float = 0.3,
+    ) -> None:
+        judge = info["judge"]
+        self.colour, self.place = judge.colour, judge.pixel
+        self.start = torch.as_tensor(info["object_pixel"]).float()
+        self.reader, self.behind, self.approach = reader, behind, approach
+
+    @torch.no_grad()
+    def score(
+        self, future: Float[Tensor, "b 3 f h w"], actions: Float[Tensor, "b s a"] | None, /
+    ) -> Float[Tensor, " b"]:
+        count, length = len(future), future.shape[2]
+        mask: Bool[Tensor, "b f h w"] = colour_mask(future, self.colour.repeat(count, 1))
+        thing = centroid(mask)
+        thing = torch.where(thing.isnan(), self.start, thing)
+        tool = self.reader(rearrange(future, "b c f h w -> (b f) c h w").clamp(-1, 1))
+        way = self.place - thing
+        left = way.norm(dim=-1)
+        post = thing - self.behind * way / left.clamp_min(1e-3)[..., None]
+        cost = left + self.approach * (tool.view(count, length, 2) - post).norm(dim=-1)
+        weight = 2.0 ** torch.arange(length)
+        return -(cost * weight / weight.sum()).sum(dim=1)
 
 
 class ArmEnv(gymnasium.Env[Picture, np.ndarray]):
@@ -142,11 +221,14 @@ class ArmEnv(gymnasium.Env[Picture, np.ndarray]):
         story = Story(scene="arm-push", seed=seed, fps=float(FPS), captions=("",))
         (episode,) = self.simulator.film().episodes(story)
         centre = self._seen.object_positions[goal.index].astype(np.float64)
-        place = np.array([[*goal.place, centre[2]]])
-        there = project(place, episode.camera_pose[0], episode.intrinsics[0])[0]
+        centres = np.array([*goal.place, centre[2]]) + goal.tolerance * np.eye(3)[[2, 0, 1]]
+        centres[0, 2] = centre[2]
+        there, *edges = project(centres, episode.camera_pose[0], episode.intrinsics[0])
+        within = float(np.mean([np.linalg.norm(edge - there) for edge in edges]))
         video = torch.from_numpy(episode.frames) / 127.5 - 1
         mask = torch.from_numpy(episode.segmentation == goal.index + 1)
-        judge = ObjectAt(mean_colour(video, mask)[0], torch.from_numpy(there).float())
+        colour = mean_colour(video, mask)[0]
+        judge = ObjectAt(colour, torch.from_numpy(there).float(), within=within)
         return {
             "goal_frame": self.simulator.goal_frame(),
             "goal_pixel": there,
