@@ -221,7 +221,7 @@ def test_bad_files_are_quarantined_and_the_rest_goes_on(folder, tmp_path):
 def test_a_crash_is_tried_again_on_the_next_run(folder, tmp_path, monkeypatch):
     def failing(function, units, **limits):
         for unit in units:
-            yield pool.Outcome(unit, error="the worker died, 2 times", lasting=False)
+            yield pool.Outcome(unit, error="the worker died, 2 times", kind="crash", attempts=2)
 
     with monkeypatch.context() as patch:
         patch.setattr("wfm_curator.pool.run", failing)
@@ -238,7 +238,8 @@ def test_a_recording_that_fails_in_the_cut_is_quarantined_then(tmp_path, monkeyp
     def spoiled(function, units, **limits):
         for outcome in real(function, units, **limits):
             bad = function is tasks.cut_unit and outcome.unit.recording.name == "0.mp4"
-            yield pool.Outcome(outcome.unit, error="changed meanwhile") if bad else outcome
+            failed = pool.Outcome(outcome.unit, error="changed meanwhile", kind="damaged")
+            yield failed if bad else outcome
 
     monkeypatch.setattr("wfm_curator.pool.run", spoiled)
     report = wc.curate(tmp_path / "in", tmp_path / "out", HERE)

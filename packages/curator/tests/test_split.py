@@ -3,10 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import moving, write
+from conftest import moving, scene, write
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wfm_curator import films
 from wfm_curator.config import SplitConfig
 from wfm_curator.scan import scan
 from wfm_curator.split import pieces, shots
@@ -70,3 +71,41 @@ def test_filmed_footage_is_split_where_a_human_would():
     assert spec.submodule_search_locations is not None
     film = Path(spec.submodule_search_locations[0]) / "datasets/data/bikes.mp4"
     assert shots(scan(film), SplitConfig()) == [0, 30, 76, 137, 187, 242]
+
+
+def joined(kind, length=16):
+    """Two moving scenes, one gradual transition; return the film and where it starts and stops."""
+    old, new = moving(0, 45, 54, 96), moving(1, 45, 54, 96)
+    mixed = films._mix(kind, old[-length:], new[:length])
+    film = np.concatenate([old[:-length], mixed, new[length:]])
+    return film, 45 - length, 45
+
+
+@pytest.mark.parametrize("kind", list(films.GRADUAL))
+@pytest.mark.parametrize("length", [8, 16, 24])
+def test_gradual_transitions_are_found_without_a_network(tmp_path, kind, length):
+    film, start, stop = joined(kind, length)
+    seen = scan(write(tmp_path / "film.mp4", film, fps=25, crf="25"))
+    (cut,) = shots(seen, SplitConfig(method="content"))[1:]
+    assert start < cut <= stop + 2
+    assert shots(seen, SplitConfig(method="content", gradual=False)) == [0]
+
+
+def test_what_moves_is_no_gradual_transition(tmp_path):
+    rng = np.random.default_rng(0)
+    wide = np.repeat(np.repeat(rng.integers(0, 256, (12, 60, 3), dtype=np.uint8), 6, 0), 8, 1)
+    pan = np.stack([wide[:, 4 * t : 4 * t + 128] for t in range(80)])
+    crossing = np.stack([scene(0, 72, 128)] * 80)
+    for t in range(80):
+        crossing[t, 10:50, max(0, 3 * t - 60) : 3 * t + 4] = (200, 60, 40)
+    darker = (scene(1, 72, 128) * np.linspace(1, 0.4, 80)[:, None, None, None]).astype(np.uint8)
+    for film in (pan, crossing, darker):
+        seen = scan(write(tmp_path / "film.mp4", film, fps=25))
+        assert shots(seen, SplitConfig(method="content")) == [0]
+
+
+def test_a_flash_is_no_cut(tmp_path):
+    film = moving(2, 50, 54, 96)
+    film[20:22] = np.clip(film[20:22] * 1.6 + 90, 0, 255).astype(np.uint8)
+    seen = scan(write(tmp_path / "film.mp4", film, fps=25))
+    assert shots(seen, SplitConfig(method="content")) == [0]

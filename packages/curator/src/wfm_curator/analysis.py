@@ -16,6 +16,7 @@ from .embed import Embedding, embed
 from .scan import Scan, scan
 from .video import SUFFIXES, Span, VideoError, VideoInfo
 
+NOT_FACTS = ("path", "embeddings", "strips")
 STRIP_HEIGHT, STRIP_PICTURES = 64, 4
 
 
@@ -35,7 +36,7 @@ class Recording:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-VERSION = 1  # of scores and descriptors; a change makes every run measure anew
+VERSION = 2  # of scores and descriptors; a change makes every run measure anew
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Analysis:
     """
 
     name: str
+    path: Path
     frames: int
     fps: float
     exact: bool
@@ -76,7 +78,7 @@ class Analysis:
 
     def facts(self) -> dict[str, Any]:
         """Return all but embeddings and strips as JSON values."""
-        facts = {k: v for k, v in vars(self).items() if k not in ("embeddings", "strips")}
+        facts = {k: v for k, v in vars(self).items() if k not in NOT_FACTS}
         info = asdict(self.info) | {"time_base": str(self.info.time_base)}
         info["rate"] = None if self.info.rate is None else str(self.info.rate)
         return facts | {"info": info, "clips": [asdict(clip) for clip in self.clips]}
@@ -133,11 +135,11 @@ def analyse(
         VideoError: it is no video, or damaged.
         SidecarError: a side-car file is damaged or does not fit.
     """
-    path, config = Path(path), config or SplitConfig()
+    path, config = Path(path), (config or SplitConfig()).resolved()
     json_path, text_path, arrays_path = sidecar.paths(path)
     attributes = sidecar.read_attributes(json_path)
     text = sidecar.read_text(text_path)
-    seen = scan(path, tiny=config.method == "transnet")
+    seen = scan(path, tiny=config.method == "transnet", watcher=split.watcher(config))
     sidecar.check(arrays_path, sidecar.read_arrays(arrays_path), len(seen))
     name = name or path.name
     digest = _digest(path)
@@ -146,6 +148,7 @@ def analyse(
     pictures = [_pictures(seen, piece) for piece in found]
     return Analysis(
         name=name,
+        path=path,
         frames=len(seen),
         fps=round(seen.fps, 6),
         exact=seen.exact,
@@ -158,6 +161,18 @@ def analyse(
         embeddings=[embed(p) for p in pictures],
         strips=[_strip(p) for p in pictures],
     )
+
+
+def find_shots(path: str | Path, config: SplitConfig | None = None) -> list[int]:
+    """Return the first frame of every shot of a video; the first of all is 0.
+
+    Raises:
+        FileNotFoundError: no such file.
+        VideoError: it is no video, or damaged.
+    """
+    config = (config or SplitConfig()).resolved()
+    seen = scan(path, tiny=config.method == "transnet", watcher=split.watcher(config))
+    return split.shots(seen, config)
 
 
 def _digest(path: Path) -> str:

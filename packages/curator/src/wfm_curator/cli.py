@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, console
+from . import __version__, cli_bench, console
 
 if TYPE_CHECKING:
     from .analysis import Analysis
-    from .config import CurateConfig
+    from .config import CaptionConfig, CurateConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == "view":
             look.add_argument("key", nargs="?", help="the clip to unpack")
             look.add_argument("-o", "--out", type=Path, default=Path(), help="where to [.]")
+    cli_bench.add(commands)
     return console.run(parser, argv)
 
 
@@ -167,19 +168,39 @@ def _caption(args: argparse.Namespace) -> int:
     from .decide import captioned
 
     config = _settings(args)
+    ask = _model(config.caption) if config.caption.endpoint else None
     for found in _analyses(args, config):
         facts = found.facts()
         for clip in facts["clips"]:
             words = captioned(clip, facts, config.caption)
-            row: dict[str, Any] = {
-                "recording": found.name,
-                "start": clip["start"],
-                "stop": clip["stop"],
-            }
-            row |= {"caption": words.text, "caption_source": words.source}
-            where = f"{found.name} [{clip['start']}:{clip['stop']}]"
-            _say(args, row, f"{where}  ({words.source})  {words.text}")
+            text, source, parts = words.text, words.source, []
+            if ask is not None and source in ("described", "none"):
+                text, source, parts = ask(found.path, facts, clip)
+            where = {"recording": found.name, "start": clip["start"], "stop": clip["stop"]}
+            row: dict[str, Any] = {**where, "caption": text, "caption_source": source}
+            bad = [w for w in parts if w["status"] != "ok"]
+            note = "".join(f"\n    {w['status']}: {w.get('error', '')}" for w in bad)
+            row |= {"windows": parts} if parts else {}
+            line = f"{found.name} [{clip['start']}:{clip['stop']}]  ({source})  {text}{note}"
+            _say(args, row, line)
     return console.DONE
+
+
+def _model(config: "CaptionConfig") -> Any:
+    """Return a function that captions a clip by the endpoint: text, source, windows."""
+    from .analysis import span
+    from .captioning import Clip, caption_clips, joined
+    from .vlm import Endpoint
+
+    endpoint = Endpoint(config)
+    endpoint.probe()
+
+    def ask(path: Path, facts: dict, clip: dict) -> tuple[str, str, list[dict]]:
+        one = Clip(clip["key"], path, span(clip, facts["exact"]), facts["fps"])
+        (parts,) = caption_clips([one], endpoint).values()
+        return joined(parts), f"model {endpoint.model}", [w.facts() for w in parts]
+
+    return ask
 
 
 def _dedup(args: argparse.Namespace) -> int:

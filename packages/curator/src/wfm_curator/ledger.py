@@ -11,24 +11,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
-TABLES = """
+TABLES = (  # each step brings a ledger from one version to the next
+    """
 CREATE TABLE recordings (
   name TEXT PRIMARY KEY, mark TEXT, state TEXT, error TEXT, facts TEXT);
 CREATE TABLE clips (
   name TEXT, number INTEGER, vector BLOB, cells BLOB, strip BLOB, PRIMARY KEY (name, number));
-CREATE TABLE shards (path TEXT PRIMARY KEY, mark TEXT, size INTEGER, members TEXT);
-"""
+CREATE TABLE shards (path TEXT PRIMARY KEY, mark TEXT, size INTEGER, members TEXT)
+""",
+    """
+ALTER TABLE recordings ADD COLUMN kind TEXT DEFAULT '';
+ALTER TABLE recordings ADD COLUMN attempts INTEGER DEFAULT 0;
+CREATE TABLE captions (mark TEXT PRIMARY KEY, status TEXT, text TEXT, facts TEXT)
+""",
+)
+SCHEMA = len(TABLES)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A recording: ``state`` is ``done``, ``quarantined`` (its own fault) or ``failed``."""
+    """A recording: ``state`` is ``done``, ``quarantined`` (its own fault) or ``failed``.
+
+    ``kind`` is the class of the error, as in `pool.Outcome`; ``attempts`` are those since the
+    file or the settings changed.
+    """
 
     mark: str
     state: str
     error: str
     facts: dict[str, Any]
+    kind: str = ""
+    attempts: int = 0
 
 
 class Ledger:
@@ -40,9 +53,10 @@ class Ledger:
             self.db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self.db.execute("BEGIN EXCLUSIVE")
             version = self.db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                for statement in TABLES.split(";"):
+            for step in TABLES[version:]:
+                for statement in step.split(";"):
                     self.db.execute(statement)
+            if version < SCHEMA:
                 self.db.execute(f"PRAGMA user_version = {SCHEMA}")
             self.db.execute("COMMIT")
         except sqlite3.OperationalError as e:
@@ -53,21 +67,27 @@ class Ledger:
         except sqlite3.DatabaseError as e:
             self.db.close()
             raise ValueError(f"{path}: not a ledger ({e}); delete it to start afresh") from e
-        if version not in (0, SCHEMA):
+        if version > SCHEMA:
             self.db.close()
-            raise ValueError(f"{path}: written by another version; use a new output folder")
+            raise ValueError(f"{path}: written by a newer version; use a new output folder")
 
     def close(self) -> None:
         self.db.close()
 
     def recordings(self) -> dict[str, Row]:
-        rows = self.db.execute("SELECT name, mark, state, error, facts FROM recordings")
-        return {n: Row(m, s, e, json.loads(f)) for n, m, s, e, f in rows}
+        columns = "name, mark, state, error, facts, kind, attempts"
+        rows = self.db.execute(f"SELECT {columns} FROM recordings")
+        return {n: Row(m, s, e, json.loads(f), k, a) for n, m, s, e, f, k, a in rows}
 
-    def marks(self) -> dict[str, tuple[str, str]]:
-        """Return each recording's mark and state."""
-        rows = self.db.execute("SELECT name, mark, state FROM recordings")
-        return {name: (mark, state) for name, mark, state in rows}
+    def marks(self) -> dict[str, tuple[str, str, int]]:
+        """Return each recording's mark, state and attempts."""
+        rows = self.db.execute("SELECT name, mark, state, attempts FROM recordings")
+        return {name: (mark, state, attempts) for name, mark, state, attempts in rows}
+
+    def attempts(self, name: str) -> tuple[str, int]:
+        """Return the mark of a recording and how often it was tried."""
+        query = "SELECT mark, attempts FROM recordings WHERE name = ?"
+        return self.db.execute(query, (name,)).fetchone() or ("", 0)
 
     def put(self, name: str, row: Row, clips: list[tuple[bytes, bytes, bytes]]) -> None:
         """Record a recording and the blobs of its clips; durable after `commit`."""
@@ -75,8 +95,8 @@ class Ledger:
         self._begin()
         self.db.execute("DELETE FROM clips WHERE name = ?", (name,))
         self.db.execute(
-            "INSERT OR REPLACE INTO recordings VALUES (?, ?, ?, ?, ?)",
-            (name, row.mark, row.state, row.error, facts),
+            "INSERT OR REPLACE INTO recordings VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (name, row.mark, row.state, row.error, facts, row.kind, row.attempts),
         )
         self.db.executemany(
             "INSERT INTO clips VALUES (?, ?, ?, ?, ?)",
@@ -106,6 +126,18 @@ class Ledger:
     def strip(self, name: str, number: int) -> bytes:
         query = "SELECT strip FROM clips WHERE name = ? AND number = ?"
         return self.db.execute(query, (name, number)).fetchone()[0]
+
+    def caption(self, mark: str) -> tuple[str, str, dict[str, Any]] | None:
+        """Return status, text and facts of a window that was captioned before."""
+        query = "SELECT status, text, facts FROM captions WHERE mark = ?"
+        row = self.db.execute(query, (mark,)).fetchone()
+        return row and (row[0], row[1], json.loads(row[2]))
+
+    def put_caption(self, mark: str, status: str, text: str, facts: dict[str, Any]) -> None:
+        """Record what a model said of a window; durable after `commit`."""
+        self._begin()
+        values = (mark, status, text, json.dumps(facts, sort_keys=True))
+        self.db.execute("INSERT OR REPLACE INTO captions VALUES (?, ?, ?, ?)", values)
 
     def shards(self) -> dict[str, tuple[str, int, Any]]:
         rows = self.db.execute("SELECT path, mark, size, members FROM shards")

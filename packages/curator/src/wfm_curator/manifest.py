@@ -9,8 +9,10 @@ from typing import Any
 
 from .dataset import INDEX
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST, REPORT = "manifest.parquet", "report.json"
+WORDS = ("caption", "caption_source", "caption_windows", "hash", "shard")
+TEXTS = ("key", "recording", "state", "reason", "error_kind")
 STATES = ("kept", "rejected", "duplicate", "quarantined")
 
 
@@ -34,11 +36,13 @@ class Entry:
     width: int = 0
     state: str = "kept"
     reason: str = ""
+    error_kind: str = ""
     duplicate_of: str = ""
     cosine: float | None = None
     difference: float | None = None
     caption: str = ""
     caption_source: str = ""
+    windows: list[dict[str, Any]] = field(default_factory=list)
     hash: str = ""
     shard: str = ""
     tags: list[str] = field(default_factory=list)
@@ -140,10 +144,11 @@ def write_manifest(out: Path, entries: Sequence[Entry]) -> None:
     names = sorted({name for e in entries for name in e.scores})
     rows = []
     for e in entries:
-        row = {k: v for k, v in vars(e).items() if k != "scores"}
+        row = {k: v for k, v in vars(e).items() if k not in ("scores", "windows")}
+        row["caption_windows"] = json.dumps(e.windows, ensure_ascii=False) if e.windows else ""
         row |= {f"score_{name}": e.scores.get(name) for name in names}
         rows.append(row | {"frames": e.frames})
-    fields = [(name, pa.string()) for name in ("key", "recording", "state", "reason")]
+    fields = [(name, pa.string()) for name in TEXTS]
     fields += [(name, pa.int64()) for name in ("number", "start", "stop", "frames")]
     fields += [(name, pa.int64()) for name in ("height", "width")]
     fields += [(name, pa.float64()) for name in ("start_seconds", "stop_seconds", "fps")]
@@ -152,7 +157,7 @@ def write_manifest(out: Path, entries: Sequence[Entry]) -> None:
         ("cosine", pa.float64()),
         ("difference", pa.float64()),
     ]
-    fields += [(n, pa.string()) for n in ("caption", "caption_source", "hash", "shard")]
+    fields += [(n, pa.string()) for n in WORDS]
     fields += [("tags", pa.list_(pa.string()))]
     fields += [(f"score_{name}", pa.float64()) for name in names]
     sink = pa.BufferOutputStream()

@@ -80,6 +80,7 @@ class _Run:
             rows = self.ledger.recordings()
             entries = decide(rows, load_embeddings(self.ledger), self.config)
             kept = [e for e in entries if e.state == "kept"]
+            self.caption(kept, rows)
             planned = self.plan(kept, rows)
             if self.cut(kept, planned, rows):
                 break  # else a recording failed while it was cut: decide without it
@@ -95,8 +96,9 @@ class _Run:
         units = []
         for recording in self.recordings:
             mark = recording.mark(self.config.split)
-            seen, state = known.get(recording.name, ("", ""))
-            if seen != mark or state == "failed":
+            seen, state, attempts = known.get(recording.name, ("", "", 0))
+            again = state == "failed" and attempts < self.config.run.give_up
+            if seen != mark or again:
                 units.append(AnalyseUnit(recording, mark, self.config.split))
         for done, outcome in enumerate(self._pool(analyse_unit, units), 1):
             facts, clips = outcome.value or ({}, [])
@@ -110,14 +112,21 @@ class _Run:
         self, unit: Any, mark: str, outcome: pool.Outcome, facts: dict, clips: list
     ) -> None:
         state = "done" if not outcome.error else "quarantined" if outcome.lasting else "failed"
-        path = unit.recording.path
+        name, path = unit.recording.name, unit.recording.path
         error = outcome.error.removeprefix(f"{path}: ").replace(str(path), path.name)
-        self.ledger.put(unit.recording.name, Row(mark, state, error, facts), clips)
+        before, tries = self.ledger.attempts(name)
+        attempts = outcome.attempts + (tries if before == mark else 0)
+        self.ledger.put(name, Row(mark, state, error, facts, outcome.kind, attempts), clips)
 
     def _pool(self, function: FunctionType, units: Sequence) -> Iterator[pool.Outcome]:
         run = self.config.run
         return pool.run(
-            function, units, workers=run.workers, timeout=run.timeout, attempts=run.attempts
+            function,
+            units,
+            workers=run.workers,
+            timeout=run.timeout,
+            attempts=run.attempts,
+            memory=run.memory,
         )
 
     def plan(self, kept: Sequence[Entry], rows: Mapping[str, Row]) -> list[shard.Planned]:
@@ -156,6 +165,16 @@ class _Run:
             self.progress("cut", done, len(units))
         self.ledger.commit()
         return good
+
+    def caption(self, kept: Sequence[Entry], rows: Mapping[str, Row]) -> None:
+        """Ask the model about kept clips that came without a caption, if there is one."""
+        if not self.config.caption.endpoint:
+            return
+        from .captioning import Captions
+
+        captions = Captions(self.config.caption, self.ledger, self.progress)
+        paths = {r.name: r.path for r in self.recordings}
+        captions.fill([e for e in kept if e.caption_source in ("described", "none")], rows, paths)
 
     def _cut_unit(self, recording: Recording, entries: Sequence[Entry], facts: dict) -> CutUnit:
         ordered = sorted(entries, key=lambda e: e.start)
@@ -267,6 +286,7 @@ def metadata(entry: Entry, facts: Mapping[str, Any]) -> bytes:
             "height": entry.height,
             "width": entry.width,
             "caption_source": entry.caption_source,
+            **({"caption_windows": entry.windows} if entry.windows else {}),
             "recording": entry.recording,
             "sha256": facts["sha256"],
             "start": entry.start,

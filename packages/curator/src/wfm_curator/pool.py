@@ -30,13 +30,19 @@ BOOT = "import json,sys; sys.path[:]=json.loads(sys.argv[1]); from {} import ser
 class Outcome:
     """``value`` is what the function returned; ``error`` says in a line why it did not.
 
-    ``lasting`` errors are the unit's own fault; others (a crash, a time-out) may pass.
+    ``kind`` is the class of the error: ``damaged``, ``missing`` and ``memory`` are the unit's
+    own fault and last; ``system``, ``fault``, ``crash`` and ``time-out`` may pass.
     """
 
     unit: Any
     value: Any = None
     error: str = ""
-    lasting: bool = True
+    kind: str = ""
+    attempts: int = 1
+
+    @property
+    def lasting(self) -> bool:
+        return self.kind in ("damaged", "missing", "memory")
 
 
 def run(
@@ -46,11 +52,13 @@ def run(
     workers: int,
     timeout: float,
     attempts: int,
+    memory: float = 0.0,
 ) -> Iterator[Outcome]:
     """Yield an outcome for each unit, in the order in which they end.
 
     ``function`` must be importable by its module and name; ``ValueError`` and ``OSError`` that
     it raises are outcomes. With ``workers=0`` it runs in this process, without a time-out.
+    ``memory`` limits the address space of a child, in gigabytes, where the system can (Linux).
     """
     todo: queue.SimpleQueue = queue.SimpleQueue()
     total = 0
@@ -61,7 +69,7 @@ def run(
         yield from (_attempt(function, todo.get()) for _ in range(total))
         return
     done: queue.SimpleQueue = queue.SimpleQueue()
-    children = [_Child(function, timeout, attempts) for _ in range(min(workers, total))]
+    children = [_Child(function, timeout, attempts, memory) for _ in range(min(workers, total))]
     threads = [threading.Thread(target=c.work, args=(todo, done), daemon=True) for c in children]
     for thread in threads:
         thread.start()
@@ -81,19 +89,24 @@ def run(
 def _attempt(function: Callable[[Any], Any], unit: Any) -> Outcome:
     try:
         return Outcome(unit, function(unit))
-    except (ValueError, MemoryError, OSError) as e:
-        lasting = not isinstance(e, OSError) or isinstance(e, FileNotFoundError)
-        return Outcome(unit, error=" ".join(f"{e}".split()) or type(e).__name__, lasting=lasting)
+    except (ValueError, OSError) as e:
+        kinds = (FileNotFoundError, "missing"), (OSError, "system"), (ValueError, "damaged")
+        kind = next(k for c, k in kinds if isinstance(e, c))
+        return Outcome(unit, error=" ".join(f"{e}".split()) or type(e).__name__, kind=kind)
+    except MemoryError as e:
+        return Outcome(unit, error=f"more memory than a worker may have ({e})", kind="memory")
     except Exception as e:  # a fault of ours or of a library: one unit's trouble, not the run's
         logger.exception("%s", unit)
-        return Outcome(unit, error=f"{type(e).__name__}: {e}", lasting=False)
+        return Outcome(unit, error=f"{type(e).__name__}: {e}", kind="fault")
 
 
 class _Child:
     """One child process, started anew after each death, and the thread's loop over units."""
 
-    def __init__(self, function: FunctionType, timeout: float, attempts: int) -> None:
-        self.function = f"{function.__module__}:{function.__name__}"
+    def __init__(
+        self, function: FunctionType, timeout: float, attempts: int, memory: float
+    ) -> None:
+        self.task = (f"{function.__module__}:{function.__name__}", memory)
         self.timeout, self.attempts = timeout, attempts
         self.process: subprocess.Popen | None = None
         self.stopped = False
@@ -124,29 +137,30 @@ class _Child:
                     pipe.close()
 
     def _try(self, unit: Any) -> Outcome:
-        error = ""
-        for _ in range(self.attempts):
+        error = kind = ""
+        for attempt in range(1, self.attempts + 1):
             if self.stopped:
                 break
-            answer, error = self._ask(unit)
+            answer, error, kind = self._ask(unit)
             if answer is not None:
-                return Outcome(unit, *answer)
-        return Outcome(unit, error=f"{error}, {self.attempts} times", lasting=False)
+                return Outcome(unit, *answer, attempts=attempt)
+        error = f"{error}, {self.attempts} times"
+        return Outcome(unit, error=error, kind=kind, attempts=self.attempts)
 
-    def _ask(self, unit: Any) -> tuple[tuple | None, str]:
-        """Return the child's answer, or None and what became of the child."""
+    def _ask(self, unit: Any) -> tuple[tuple | None, str, str]:
+        """Return the child's answer, or None, what became of the child, and the kind of that."""
         try:
             if self.process is None:
                 self._start()
-            return self._exchange(unit, self.timeout), ""
+            return self._exchange(unit, self.timeout), "", ""
         except TimeoutError as e:
-            return None, str(e)
+            return None, str(e), "time-out"
         except (EOFError, OSError):
             process, self.process = self.process, None
             if process is None:
-                return None, "the worker was stopped"
+                return None, "the worker was stopped", "crash"
             self._end(process)
-            return None, f"the worker died (exit status {process.returncode})"
+            return None, f"the worker died (exit status {process.returncode})", "crash"
 
     def _exchange(self, message: Any, timeout: float) -> Any:
         """Send a message and return the answer; end the child if there is none in time."""
@@ -174,7 +188,7 @@ class _Child:
         self.process = subprocess.Popen(
             [sys.executable, "-c", boot, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        self._exchange(self.function, START_SECONDS)
+        self._exchange(self.task, START_SECONDS)
 
 
 def serve() -> None:
@@ -183,15 +197,26 @@ def serve() -> None:
     os.dup2(2, 1)  # whatever a library prints goes to stderr, not between the answers
     requests = sys.stdin.buffer
     try:
-        module, _, name = _receive(requests).partition(":")
+        function, memory = _receive(requests)
+        module, _, name = function.partition(":")
         __import__(module)
+        _limit_memory(memory)
         function = getattr(sys.modules[module], name)
         _send(answers, "ready")
         while True:
             outcome = _attempt(function, _receive(requests))
-            _send(answers, (outcome.value, outcome.error, outcome.lasting))
+            _send(answers, (outcome.value, outcome.error, outcome.kind))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         pass
+
+
+def _limit_memory(gigabytes: float) -> None:
+    if gigabytes and sys.platform == "linux":
+        import resource
+
+        limit = int(gigabytes * 2**30)
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
 
 
 def _send(pipe: IO[bytes] | None, value: Any) -> None:

@@ -7,6 +7,7 @@ later. No frame is decoded twice, and memory grows by kilobytes a second of vide
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import av
 import cv2
@@ -32,6 +33,18 @@ FLOW_SECONDS = 0.1
 FLOW_SIDE, PICTURE_SIDE = 256, 64
 
 
+@runtime_checkable
+class Watcher(Protocol):
+    """Someone who looks at every frame, uint8 ``h w 3`` of at most 256 pixels, while it is there.
+
+    ``seconds`` is the frame's time; ``found`` gives the first frames of new shots at the end.
+    """
+
+    def add(self, picture: np.ndarray, seconds: float) -> None: ...
+
+    def found(self) -> list[int]: ...
+
+
 @dataclass(frozen=True)
 class Scan:
     """What one pass saw.
@@ -40,8 +53,9 @@ class Scan:
     ``recoloured`` the share of its pixels that have another colour than any there (0 to 1).
     ``columns`` hold one value for each of the frames in ``sampled``: the measurements of
     `quality` and `motion`; NaN where no later frame was left to compare with.
-    ``pictures`` are those frames, small, uint8 ``n h w 3``. ``tiny`` is every frame at 27x48
-    if asked for.
+    ``pictures`` are those frames, small, uint8 ``n h w 3``. ``thumbs`` are all frames at 9x16,
+    uint8 ``t 9 16 3``. ``tiny`` is every frame at 27x48
+    if asked for, ``watched`` what a watcher found.
     """
 
     name: str
@@ -54,7 +68,9 @@ class Scan:
     sampled: np.ndarray
     columns: dict[str, np.ndarray]
     pictures: np.ndarray
+    thumbs: np.ndarray
     tiny: np.ndarray | None = None
+    watched: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -73,7 +89,7 @@ class Scan:
         return bool((np.diff(self.pts) > 0).all())
 
 
-def scan(path: str | Path, *, tiny: bool = False) -> Scan:
+def scan(path: str | Path, *, tiny: bool = False, watcher: Watcher | None = None) -> Scan:
     """Decode a whole video once and measure it.
 
     Raises:
@@ -85,7 +101,7 @@ def scan(path: str | Path, *, tiny: bool = False) -> Scan:
         collector = None
         for frame in decode(container, name):
             if collector is None:
-                collector = _Collector(name, describe(container, frame), tiny)
+                collector = _Collector(name, describe(container, frame), tiny, watcher)
             collector.add(frame)
     if collector is None:
         raise VideoError(f"{name}: no frames")
@@ -97,6 +113,7 @@ class _Collector:
     name: str
     info: VideoInfo
     keep_tiny: bool
+    watcher: Watcher | None
     pts: list[int] = field(default_factory=list)
     corrupt: list[bool] = field(default_factory=list)
     change: list[float] = field(default_factory=list)
@@ -104,6 +121,7 @@ class _Collector:
     rows: list[dict[str, float]] = field(default_factory=list)
     sampled: list[int] = field(default_factory=list)
     pictures: list[np.ndarray] = field(default_factory=list)
+    thumbs: list[np.ndarray] = field(default_factory=list)
     tiny: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -129,8 +147,11 @@ class _Collector:
         picture = upright(picture, info.rotation)
         small = cv2.resize(picture, self.small, interpolation=cv2.INTER_AREA)
         self._compare(small)
+        self.thumbs.append(cv2.resize(small, (16, 9), interpolation=cv2.INTER_AREA))
         if self.keep_tiny:
             self.tiny.append(cv2.resize(picture, (48, 27), interpolation=cv2.INTER_AREA))
+        if self.watcher is not None:
+            self.watcher.add(picture, float(self.pts[-1] * info.time_base))
         gray = None
         if index % self.step == 0:
             gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
@@ -177,7 +198,9 @@ class _Collector:
             sampled=np.array(self.sampled),
             columns={k: np.array([row.get(k, np.nan) for row in self.rows]) for k in names},
             pictures=np.stack(self.pictures),
+            thumbs=np.stack(self.thumbs),
             tiny=np.stack(self.tiny) if self.tiny else None,
+            watched=tuple(self.watcher.found()) if self.watcher else (),
         )
 
 

@@ -9,8 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from . import gradual
 from .config import SplitConfig
-from .scan import Scan
+from .scan import Scan, Watcher
 
 WINDOW = 3  # frames to both sides that a cut is compared with
 
@@ -33,12 +34,30 @@ def shots(scan: Scan, config: SplitConfig) -> list[int]:
             length = max(1, round(config.stride * scan.fps))
             return list(range(0, len(scan), length))
         case "content":
-            return [0, *content_cuts(scan.change, scan.recoloured, config)]
+            found = content_cuts(scan.change, scan.recoloured, config)
+            return [0, *_with_gradual(gradual.without_flashes(found, scan.thumbs), scan, config)]
         case "transnet":
             from .transnet import cuts
 
             assert scan.tiny is not None, "scan(tiny=True) keeps the frames that TransNetV2 sees"
-            return [0, *cuts(scan.tiny, config.threshold)]
+            return [0, *_with_gradual(cuts(scan.tiny, config.threshold), scan, config)]
+        case "scenedetect":
+            return [0, *(c for c in scan.watched if c < len(scan))]
+        case _:
+            return shots(scan, config.resolved())
+
+
+def _with_gradual(cuts: list[int], scan: Scan, config: SplitConfig) -> list[int]:
+    return gradual.add(cuts, scan.thumbs) if config.gradual else cuts
+
+
+def watcher(config: SplitConfig) -> Watcher | None:
+    """Return what must see the frames of a scan for this way to split, if anything."""
+    if config.method != "scenedetect":
+        return None
+    from .scenes import SceneWatcher
+
+    return SceneWatcher(config.detector)
 
 
 def content_cuts(change: np.ndarray, recoloured: np.ndarray, config: SplitConfig) -> list[int]:

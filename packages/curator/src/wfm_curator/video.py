@@ -26,6 +26,7 @@ SUFFIXES = frozenset(
 )
 
 
+LARGEST = 1 << 27  # pixels of a picture; 15360x8640 fits, the lie of a damaged header does not
 COLOURS = ("color_range", "colorspace", "color_primaries", "color_trc")
 
 
@@ -72,6 +73,9 @@ def open_video(source: str | Path | bytes) -> Generator[av.container.InputContai
         stream = container.streams.video[0]
         if not stream.codec_context or not stream.codec_context.width:
             raise VideoError(f"{name}: no decodable pictures")
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > LARGEST:
+            raise VideoError(f"{name}: pictures of {width}x{height}; {LARGEST} pixels are the most")
         stream.codec_context.thread_count = 1  # many workers, one core each
         yield container
 
@@ -201,6 +205,31 @@ def _cut(
                     wanted = f"{span.stop - span.start} were before"
                     raise VideoError(f"{source}: {count} frames where {wanted}")
             index = span.stop
+
+
+def frames_of(source: Path, span: Span) -> Iterator[av.VideoFrame]:
+    """Yield the frames of a span.
+
+    Raises:
+        VideoError: the file no longer yields the frames that were seen before.
+    """
+    count, wanted = 0, span.stop - span.start
+    with open_video(source) as container:
+        frames = decode(container, str(source))
+        try:
+            if span.exact and span.start > 0:
+                stream = container.streams.video[0]
+                container.seek(span.start_pts, stream=stream, backward=True)
+                frames = _from_time(frames, span.start_pts)
+            else:
+                frames = islice(frames, span.start, None)
+            for frame in islice(frames, wanted):
+                yield frame
+                count += 1
+        except _LostError:
+            raise VideoError(f"{source}: no frame at timestamp {span.start_pts}") from None
+    if count < wanted:
+        raise VideoError(f"{source}: {count} frames where {wanted} were before")
 
 
 def _from_time(frames: Iterator[av.VideoFrame], pts: int) -> Iterator[av.VideoFrame]:
