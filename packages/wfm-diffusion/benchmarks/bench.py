@@ -92,7 +92,7 @@ class Theirs:
             final_sigmas_type="sigma_min",
         )
         self.scheduler.set_timesteps(LEVELS)
-        self.latents = noise * self.scheduler.init_noise_sigma
+        self.latents = noise * self.scheduler.config.sigma_max
         h, w = noise.shape[-2:]
         self.padding = torch.zeros(1, 1, 8 * h, 8 * w)
 

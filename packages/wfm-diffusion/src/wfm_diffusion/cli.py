@@ -50,8 +50,9 @@ def make_parser() -> argparse.ArgumentParser:
     text_encoder.add_argument("--seed", type=int, default=0)
     add_lazy(text_encoder, "train_text")
 
-    conversion = commands.add_parser("convert", help="write our layout of a Cosmos 1.0 checkpoint")
-    conversion.add_argument("source", help="NVIDIA's model.pt, or a diffusers folder")
+    conversion = commands.add_parser("convert", help="write a checkpoint in another layout")
+    conversion.add_argument("source", help="NVIDIA's model.pt, diffusers' folder, or ours")
+    conversion.add_argument("--to", choices=("ours", "diffusers"), default="ours")
     conversion.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
     conversion.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default=None)
     add_lazy(conversion, "convert_checkpoint")

@@ -20,6 +20,7 @@ from . import __version__
 from .checkpoint import find_source, load, read_network, replacing, save_network
 from .config import TrainConfig
 from .console import DONE, REFUSED, choose_device
+from .export import save_diffusers
 from .guards import Refused, find_guards
 from .latents import fingerprint_of, fit
 from .samplers import Progress
@@ -124,14 +125,17 @@ of those captions; others get a row of the table that stands for nothing.
 
 
 def convert_checkpoint(args: argparse.Namespace) -> int:
-    """Write our layout of a checkpoint of NVIDIA's or of diffusers."""
+    """Write a checkpoint in our layout, or in that of diffusers."""
     path = find_source(args.source)
     config, state = read_network(path)
     kept = next(iter(state.values())).dtype
     dtype = getattr(torch, args.dtype) if args.dtype else kept
     net = load(path, dtype=dtype)
     card = f"# Converted weights\n\nFrom `{path.name}` by `wfm-diffusion convert`.\n"
-    save_network(net, args.out, card=card, world=net.world, dtype=dtype)
+    if args.to == "diffusers":
+        save_diffusers(net, args.out, card=card, dtype=dtype)
+    else:
+        save_network(net, args.out, card=card, world=net.world, dtype=dtype)
     weights = sum(x.numel() for x in state.values())
     facts = {"model": str(args.out), "weights": weights, "width": config.width}
     answer(args, facts, f"wrote {args.out}: {weights / 1e6:.1f} M weights, width {config.width}")

@@ -27,6 +27,7 @@ from .ema import Ema
 from .interfaces import LatentCodec, TextEncoder
 from .latents import Latents, fingerprint_of, open_clips, prepare
 from .muon import Muon
+from .precision import computing_in
 from .references import resolve
 from .transformer import DiffusionTransformer
 
@@ -129,9 +130,7 @@ class Run:
             group["lr"] = rate
         generator = torch.Generator().manual_seed(config.seed * 2**32 + self.step)
         batch = draw_batch(self.data, self.to_train, config, generator).to(config.device)
-        with torch.autocast(
-            config.device.split(":")[0], torch.bfloat16, config.precision == "bfloat16"
-        ):
+        with computing_in(config.precision, config.device):
             error = edm_error(
                 self.net,
                 batch.clean,
