@@ -6,19 +6,35 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 
-from .checkpoint import replacing
+from .checkpoint import replacing, write_weights
 from .muon import Muon
+from .parallel import (
+    Ranks,
+    average_gradients,
+    clip_gradients,
+    load_state,
+    local,
+    save_state,
+    shard,
+    whole_state,
+)
+from .precision import computing_in
 
 logger = logging.getLogger(__name__)
 
-STATE, METRICS, SETTINGS = "state.pt", "metrics.jsonl", "config.json"
+STATE, STATES, METRICS, SETTINGS = "state.pt", "state", "metrics.jsonl", "config.json"
+AVERAGE = "average.safetensors"
+"""The averaged weights that several processes leave."""
 
 Log = Callable[[int, Mapping[str, object]], None]
 
@@ -29,7 +45,11 @@ class FitConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(2000, gt=0, description="optimiser steps")
-    batch: int = Field(16, gt=0, description="windows per step")
+    batch: int = Field(16, gt=0, description="windows at once, on each process")
+    accumulate: int = Field(1, gt=0, description="batches per step, on each process")
+    recompute: bool = Field(
+        False, description="keep no activations inside blocks: less memory, a third more time"
+    )
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon learns in fewer steps")
     lr: float = Field(4e-4, gt=0, description="peak learning rate")
     warmup: int = Field(50, ge=0, description="steps of linear warm-up")
@@ -47,9 +67,12 @@ class FitConfig(BaseModel):
     seed: int = 0
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """Give each step its own randomness: a resumed run needs no generator state."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+def step_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
+    """Give each step, and each ``part`` of its batch, its own randomness.
+
+    So a resumed run needs no generator state, and several processes draw what one would.
+    """
+    return torch.Generator().manual_seed(seed * 1_000_003 + step + part * 2**40)
 
 
 def fit(
@@ -61,55 +84,114 @@ def fit(
     check: Callable[[], Mapping[str, float]] | None = None,
     log: Log | None = None,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """Train ``module`` in place, from the run's checkpoint if it has one; end on averaged weights.
 
     ``loss`` draws a batch with the generator of the step; what ``check`` finds goes into the
-    metrics. Writes ``metrics.jsonl`` and ``state.pt`` into ``run``.
+    metrics. Writes ``metrics.jsonl`` and ``state.pt`` into ``run``. With several ``ranks`` the
+    part ``module.network`` is split over them, the checkpoint is the folder ``state``, and the
+    averaged weights go to ``average.safetensors`` instead of into ``module``.
 
     Raises:
         FloatingPointError: the loss is no longer a number.
+        ValueError: a damaged checkpoint, or Muon with several processes.
     """
-    optimizer = _optimizer(module, config)
+    ranks = ranks or Ranks()
+    optimizer = _prepare(module, config, ranks)
     average = {name: value.detach().clone() for name, value in module.state_dict().items()}
     done = _restore(run, module, optimizer, average)
-    _trim(run / METRICS, done)
-    meter = _Meter(config)
-    device = next(module.parameters()).device.type
+    if ranks.first:
+        _trim(run / METRICS, done)
+    meter = _Meter(config, ranks.count)
     module.train()
     for step in range(done + 1, config.steps + 1):
         lr = config.lr * _schedule(step, config)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        with torch.autocast(device, torch.bfloat16, config.precision == "bfloat16"):
-            value = loss(step_generator(config.seed, step))
-        optimizer.zero_grad()
-        value.backward()
-        norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-        optimizer.step()
+        value, norm = _step(module, loss, optimizer, config, ranks, step)
         _update(average, module, min(config.ema, step / (step + 9)))
-        meter.note(step, value.item())
+        meter.note(step, value)
         last = step == config.steps
         look = check is not None and (last or step % config.check_every == 0)
         if look or last or step % config.log_every == 0:
-            line = {"step": step, **meter.read(), "lr": lr, "grad_norm": float(norm)}
+            line = {"step": step, **meter.read(), "lr": lr, "grad_norm": norm}
             line |= check() if check and look else {}
-            write_line(run, line)
-            if log:
-                log(step, line)
+            _report(run, ranks, line, log)
         if last or step % config.checkpoint_every == 0:
-            _save(run, step, module, optimizer, average)
+            _save(run, ranks, step, module, optimizer, average)
         if progress:
             progress(step, config.steps)
-    module.load_state_dict(average)
+    if ranks.count == 1:
+        module.load_state_dict(average)
+    else:
+        average = whole_state(average)
+        if ranks.first:
+            write_weights(run / AVERAGE, average)
+        ranks.wait()
     module.eval()
+
+
+def _prepare(module: nn.Module, config: FitConfig, ranks: Ranks) -> torch.optim.Optimizer:
+    """Split the network over the processes, if there are several; return an optimiser."""
+    if config.recompute:
+        recompute_blocks(module)
+    if ranks.count > 1:
+        if config.optimizer == "muon":
+            raise ValueError("muon needs whole matrices; with several processes use adamw")
+        shard(module.get_submodule("network"), next(module.parameters()).device.type)
+    return _optimizer(module, config)
+
+
+def _step(
+    module: nn.Module,
+    loss: Callable[[torch.Generator], Tensor],
+    optimizer: torch.optim.Optimizer,
+    config: FitConfig,
+    ranks: Ranks,
+    step: int,
+) -> tuple[float, float]:
+    """Update the weights by one batch; return its loss and the norm of the gradient."""
+    device = next(module.parameters()).device.type
+    optimizer.zero_grad()
+    value = 0.0
+    for i in range(config.accumulate):
+        generator = step_generator(config.seed, step, i * ranks.count + ranks.number)
+        with computing_in(config.precision, device):
+            part = loss(generator) / config.accumulate
+        part.backward()
+        value += part.item()
+    if ranks.count == 1:
+        norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+    else:
+        average_gradients(module, ranks.count)
+        norm = clip_gradients(module.parameters(), config.clip)
+    optimizer.step()
+    return value, float(norm)
+
+
+def _report(run: Path, ranks: Ranks, line: Mapping[str, Any], log: Log | None) -> None:
+    """Note a line of metrics, once for all processes."""
+    if ranks.first:
+        write_line(run, line)
+        if log:
+            log(line["step"], line)
+
+
+def recompute_blocks(module: nn.Module) -> None:
+    """Let the blocks of every part forget their activations and do them again for gradients."""
+    for part in module.modules():
+        blocks = getattr(part, "blocks", None)
+        if isinstance(blocks, nn.ModuleList):
+            for block in blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 class _Meter:
     """Mean loss and speed since the last reading."""
 
-    def __init__(self, config: FitConfig) -> None:
-        self.batch = config.batch
+    def __init__(self, config: FitConfig, processes: int) -> None:
+        self.batch = config.batch * config.accumulate * processes
         self._restart()
 
     def note(self, step: int, loss: float) -> None:
@@ -150,7 +232,7 @@ def start_run(run: Path, settings: BaseModel, *, resume: bool) -> None:
             changed = sorted(_differences(json.loads(noted.read_text()), json.loads(text)))
             raise ValueError(f"{run}: was started with other settings ({', '.join(changed)})")
         return
-    if (run / STATE).exists():
+    if (run / STATE).exists() or (run / STATES).exists():
         raise FileExistsError(f"{run}: holds a run already; resume it, or choose another folder")
     run.mkdir(parents=True, exist_ok=True)
     with replacing(noted) as partial:
@@ -175,7 +257,9 @@ def _optimizer(module: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+        split = any(isinstance(p, DTensor) for p in trained)
+        each = False if split else None  # split and whole parameters cannot be fused together
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, foreach=each)
     tables = {m.weight.shape for m in module.modules() if isinstance(m, nn.Embedding)}
     ends = [p for p in groups[0]["params"] if p.shape in tables]
     groups[0]["params"] = [p for p in groups[0]["params"] if p.shape not in tables]
@@ -195,14 +279,22 @@ def _schedule(step: int, config: FitConfig) -> float:
 def _update(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
     for name, value in module.state_dict().items():
         if value.is_floating_point():
-            average[name].lerp_(value, 1 - decay)
+            local(average[name]).lerp_(local(value), 1 - decay)
         else:
             average[name].copy_(value)
 
 
 def _save(
-    run: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, average: dict
+    run: Path,
+    ranks: Ranks,
+    step: int,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict,
 ) -> None:
+    if ranks.count > 1:
+        save_state(run / STATES, ranks, step, module, optimizer, average)
+        return
     state = {
         "step": step,
         "module": module.state_dict(),
@@ -215,6 +307,12 @@ def _save(
 
 def _restore(run: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: dict) -> int:
     """Load the last checkpoint, if any; return the number of steps done."""
+    if (run / STATES).is_dir():
+        step = load_state(run / STATES, module, optimizer, average)
+        logger.info("resuming after step %d", step)
+        return step
+    if (run / STATE).is_file() and any(isinstance(p, DTensor) for p in module.parameters()):
+        raise ValueError(f"{run}: was begun on one process; go on with one, or begin a new run")
     if not (run / STATE).is_file():
         return 0
     try:

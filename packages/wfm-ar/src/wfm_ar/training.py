@@ -20,6 +20,7 @@ from .config import PRESETS, ArConfig
 from .interfaces import DiscreteCodec, Fingerprinted, TextEncoder
 from .model import ArTransformer
 from .muon import Muon
+from .precision import computing_in
 from .pretrained import CARD, load, write_folder
 from .references import resolve
 from .settings import explain
@@ -244,8 +245,7 @@ class _Run:
         else:
             first = torch.full_like(tokens[:, :1], bov)
             inputs, labels = torch.cat([first, tokens[:, :-1]], 1), tokens
-        device = tokens.device.type
-        with torch.autocast(device, torch.bfloat16, self.config.precision == "bfloat16"):
+        with computing_in(self.config.precision, tokens.device.type):
             scores = self.lm(inputs, context, grid=grid)
         return next_token_loss(scores, labels, ignore=ignore, z_loss=self.config.z_loss)
 
