@@ -77,7 +77,7 @@ def stages(runs: Path) -> Iterator[Stage]:
             "-o",
             f"{runs}/evaluation.json",
         ),
-        ["diffusion-more", "ar-more"],
+        ["arm-diffusion", "arm-ar"],
     )
 
 
@@ -150,54 +150,37 @@ def tokenizers(runs: Path) -> Iterator[Stage]:
 
 
 def worlds(runs: Path) -> Iterator[Stage]:
-    """Train both world models, then teach each to follow the arm's actions.
-
-    Both go on to train after the arm's were made from them.
-    """
+    """Train both world models, then teach each to follow the arm's actions."""
     sim, arm = f"{CLIPS}{runs}/clips/train/sim", f"{CLIPS}{runs}/clips/train/sim/arm"
+    held_out = f"{CLIPS}{runs}/clips/heldout/sim/arm"
+    quick = {"optimizer": "muon", "precision": PRECISION}
     diffusion = {
-        "clips": sim, "frames": 17, "stride": 4, "steps": 2800, "batch": 32,
+        "clips": sim, "frames": 17, "stride": 4, "steps": 6500, "batch": 32,
+        **quick, "rate": 1.5e-3,
         # So little training leaves noise that many steps bring out and few do not.
         "sampling_steps": 5, "sampler": "euler",
     }  # fmt: skip
-    yield training(
-        runs, "diffusion", "wfm-diffusion", diffusion, ["tokenizer-cv", "text"],
-        ("wfm-diffusion", "pico"),
-    )  # fmt: skip
-    more = {
-        **diffusion, "init": f"{runs}/diffusion/model", "steps": 2500, "warmup": 100,
-        "cache": f"{runs}/diffusion/latents.safetensors",
-    }  # fmt: skip
-    yield training(
-        runs, "diffusion-more", "wfm-diffusion", more, ["diffusion", "arm-diffusion"],
-        ("wfm-diffusion", "pico"),
-    )  # fmt: skip
     ar = {
-        "clips": sim, "text_encoder": "pico", "frames": 17, "stride": 2, "fps": 15,
-        "steps": 2400, "batch": 32,
+        "clips": sim, "text_encoder": "pico", "frames": 17, "stride": 1, "fps": 15,
+        "steps": 6000, "batch": 32, **quick, "lr": 1.5e-3,
     }  # fmt: skip
-    yield training(runs, "ar", "wfm-ar", ar, ["tokenizer-dv", "text"], ("wfm-ar", "pico-ar"))
-    more = {
-        **ar, "init": f"{runs}/ar/model", "steps": 1900, "warmup": 100,
-        "tokens": f"{runs}/ar/tokens.safetensors",
-    }  # fmt: skip
-    yield training(runs, "ar-more", "wfm-ar", more, ["ar", "arm-ar"], ("wfm-ar", "pico-ar"))
-    held_out = f"{CLIPS}{runs}/clips/heldout/sim/arm"
     few = {"steps": 4, "sampler": "euler"}
-    for kind, past, steps, base, codec, options in (
-        ("diffusion", 2, 2000, "wfm_diffusion:load=builtin:pico", "pico-cv4x8x8", few),
-        ("ar", 3, 1800, "wfm_ar:load=builtin:pico-ar", "pico-dv8x16x16", {}),
+    for kind, settings, past, steps, base, codec, options in (
+        ("diffusion", diffusion, 2, 9000, "wfm_diffusion:load=builtin:pico", "cv4x8x8", few),
+        ("ar", ar, 3, 6000, "wfm_ar:load=builtin:pico-ar", "dv8x16x16", {}),
     ):
+        model = base.partition(":")[2].partition(":")[2]
+        after = [f"tokenizer-{codec[:2]}", "text"]
+        yield training(runs, kind, f"wfm-{kind}", settings, after, (f"wfm-{kind}", model))
         config = {
             "clips": arm,
             "held_out": held_out,
             "past_frames": past,
-            "backend": {"kind": kind, "base": base, "codec": codec, "options": options},
-            "fit": {"steps": steps, "batch": 32},
+            "backend": {"kind": kind, "base": base, "codec": f"pico-{codec}", "options": options},
+            "fit": {"steps": steps, "batch": 32, **quick, "lr": 1e-3},
         }
-        yield training(
-            runs, f"arm-{kind}", "wfm-posttrain", config, [kind], ("posttrain", f"pico-arm-{kind}")
-        )
+        ships = ("posttrain", f"pico-arm-{kind}")
+        yield training(runs, f"arm-{kind}", "wfm-posttrain", config, [kind], ships)
 
 
 def training(
