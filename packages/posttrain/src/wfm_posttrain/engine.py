@@ -4,33 +4,35 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int64
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from .checkpoint import replacing
+from .checkpoint import read_weights, replacing
 from .chunk import ActionChunk
+from .clip_config import ClipConfig, ClipDenoising, ClipTokens
 from .clip_recipe import (
     ClipRecipe,
-    Condition,
     load_text_encoder,
     save_clip_model,
     steered,
 )
 from .clips import open_clips, split
 from .fidelity import Fidelity, FidelityConfig, measure
-from .fit import FitConfig, Log, fit, start_run
+from .fit import AVERAGE, Log, fit, recompute_blocks, start_run
 from .imagine import ClipWorld, given_frames, spread
 from .interfaces import ClipDataset, DiscreteCodec, LatentCodec, NextTokenModel, TrainableDenoiser
-from .lora import LoraConfig, inject
+from .lora import inject
+from .memory import Memory
+from .memory import estimate as count_memory
 from .moments import EncodedClips, cached, cameras_of, encode_samples, samples
 from .multiview import Multiview
-from .network_files import extend, fingerprint, open_base
-from .objectives import _BASE, Noise, denoising_loss, token_loss
+from .network_files import extend, fingerprint, load_strictly, open_base
+from .objectives import denoising_loss, token_loss
+from .parallel import Ranks, launched
 from .saved import codec_fingerprint, load, load_codec
 
 logger = logging.getLogger(__name__)
@@ -39,58 +41,6 @@ CHECKED = 64
 """Held-out samples whose loss is looked at during training."""
 
 Progress = Callable[[int, int], None]
-
-
-class ClipDenoising(Noise):
-    """Denoise all new latent frames of a clip at once."""
-
-    kind: Literal["diffusion"] = "diffusion"
-    base: str = Field(
-        "wfm_diffusion:load=builtin:pico", pattern=_BASE, description="module:callable=SOURCE"
-    )
-    codec: str = Field("pico-cv4x8x8", description="name or module:callable=SOURCE")
-    text_encoder: str | None = Field("pico", description="None: captions are not used")
-    steps: int = Field(8, gt=0, description="of the sampler, in rollouts")
-    guidance: float = Field(0.0, ge=0, description="in rollouts, away from no text")
-
-
-class ClipTokens(BaseModel):
-    """Predict the tokens of all new latent frames; only text steers such a model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["ar"] = "ar"
-    base: str = Field(
-        "wfm_ar:load=builtin:pico-ar", pattern=_BASE, description="module:callable=SOURCE"
-    )
-    codec: str = Field("pico-dv8x16x16", description="name or module:callable=SOURCE")
-    text_encoder: str | None = Field("pico", description="name or module:callable=SOURCE")
-    past_noise: float = Field(0.05, ge=0, le=1, description="share of past tokens made wrong")
-
-
-class ClipConfig(BaseModel):
-    """Fine-tune a base model to follow a condition; ``condition.kind`` says which."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    clips: str = Field(description="folder of recordings, or module:callable=ARGUMENT")
-    held_out: str | int = Field(
-        32, description="clips that are not trained on: another reference, or so many of the last"
-    )
-    condition: Condition
-    backend: Annotated[ClipDenoising | ClipTokens, Field(discriminator="kind")] = ClipDenoising()
-    latents: Literal["video", "image"] = Field("video", description="image: frames encoded alone")
-    frames: int = Field(17, gt=1, description="frames of a sample, past ones included")
-    past_frames: int = Field(1, gt=0, description="frames that a rollout looks back at")
-    given_least: int = Field(1, ge=0, description="latent frames given in training, at the least")
-    text_dropout: float = Field(0.1, ge=0, le=1, description="samples without their text")
-    trained: str | None = Field(
-        None, description="regular expression of the network's weights to train; None: as the "
-        "recipe has it, all or none"
-    )  # fmt: skip
-    lora: LoraConfig | None = Field(None, description="train adapters in place of the network")
-    fit: FitConfig = FitConfig()
-    evaluation: FidelityConfig = FidelityConfig()
 
 
 def train(
@@ -105,40 +55,125 @@ def train(
     """Fine-tune, save and evaluate; return the folder of the model, ``run/model``.
 
     ``run`` gets ``config.json``, ``metrics.jsonl``, ``evaluation.json`` and the checkpoint to
-    resume from. A resumed run ends on the same bits as one that was never stopped.
+    resume from. A resumed run ends on the same bits as one that was never stopped. Started by
+    torchrun, the processes share the training (``parallel``).
 
     Raises:
         FileExistsError: ``run`` holds a run and ``resume`` was not asked for.
         FileNotFoundError: no such clips.
         ValueError: settings, clips or references that do not fit.
     """
-    run = Path(run)
-    clips, held_out = split(config.clips, config.held_out)
-    codec = load_codec(config.backend.codec)
-    if isinstance(codec, nn.Module):
-        codec.to(device)
-    network = open_base(config.backend.base)
-    recipe = describe(config, network, codec, clips)
-    start_run(run, config, resume=resume)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.fit.seed)
-        model, added = assemble(recipe, network, codec, config)
-    data = _encoded(clips, "clips", config, recipe, model, codec, run, device)
-    checked = _encoded(held_out, "held_out", config, recipe, model, codec, run, device)
-    model["encoder"].fit(data.digest)  # ty: ignore[not-callable]
-    model.to(device).float()
-    denoiser = steered(model)
+    with launched(device) as (ranks, here):
+        return _Run(config, Path(run), ranks, here).train(resume, log, progress)
 
-    def loss(generator: torch.Generator) -> Tensor:
-        picks = torch.randint(len(data), (config.fit.batch,), generator=generator)
-        return clip_loss(denoiser, model["encoder"], data, picks, config, generator)
 
-    fit(
-        model, loss, config.fit, run,
-        check=lambda: check(denoiser, model["encoder"], checked, config),
-        log=log, progress=progress,
-    )  # fmt: skip
-    return _publish(run, config, recipe, model, added, held_out, codec, device)
+def estimate(config: ClipConfig, run: str | Path) -> Memory:
+    """Return what a process of this training would hold, on the CPU and without training.
+
+    Encodes the clips into ``run``, as the training itself then need not.
+    """
+    it = _Run(config, Path(run), Ranks(), "cpu")
+    model, _ = it.build()
+    data = it.encoded("clips", it.clips, model)
+    loss = it.loss(model, data)
+    if config.fit.recompute:
+        recompute_blocks(model)
+    states = 1 if config.fit.optimizer == "muon" else 2
+    return count_memory(model, lambda: loss(torch.Generator().manual_seed(0)), states=states)
+
+
+class _Run:
+    """The parts of one training, and its course."""
+
+    def __init__(self, config: ClipConfig, folder: Path, ranks: Ranks, device: str) -> None:
+        self.config, self.folder, self.ranks, self.device = config, folder, ranks, device
+        self.clips, self.held_out = split(config.clips, config.held_out)
+        self.codec = load_codec(config.backend.codec)
+        if isinstance(self.codec, nn.Module):
+            self.codec.to(device)
+        self.recipe = describe(config, open_base(config.backend.base), self.codec, self.clips)
+
+    def train(self, resume: bool, log: Log | None, progress: Progress | None) -> Path:
+        """Train from the last checkpoint, save, evaluate."""
+        config, ranks = self.config, self.ranks
+        if ranks.first:
+            start_run(self.folder, config, resume=resume)
+        ranks.wait()
+        model, added = self.build()
+        with ranks.first_alone():
+            data = self.encoded("clips", self.clips, model)
+            checked = self.encoded("held_out", self.held_out, model)
+        model["encoder"].fit(data.digest)  # ty: ignore[not-callable]
+        denoiser = steered(model)
+        fit(
+            model, self.loss(model, data, denoiser), config.fit, self.folder,
+            check=lambda: check(denoiser, model["encoder"], checked, config),
+            log=log, progress=progress if ranks.first else None, ranks=ranks,
+        )  # fmt: skip
+        with ranks.first_alone():
+            if ranks.first:
+                if ranks.count > 1:
+                    model, added = self.build()
+                    average = read_weights(self.folder / AVERAGE)
+                    load_strictly(model, average, list(model.state_dict()), AVERAGE)
+                self.publish(model, added)
+        return self.folder / "model"
+
+    def build(self) -> tuple[nn.ModuleDict, list[str]]:
+        """Make the parts anew, as they are before training."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.fit.seed)
+            network = open_base(self.config.backend.base)
+            model, added = assemble(self.recipe, network, self.codec, self.config)
+        return model.to(self.device).float(), added
+
+    def loss(
+        self, model: nn.ModuleDict, data: EncodedClips, denoiser: Any = None
+    ) -> Callable[[torch.Generator], Tensor]:
+        """Return the loss of a batch, drawn by a generator."""
+        denoiser, config = denoiser or steered(model), self.config
+
+        def loss(generator: torch.Generator) -> Tensor:
+            picks = torch.randint(len(data), (config.fit.batch,), generator=generator)
+            return clip_loss(denoiser, model["encoder"], data, picks, config, generator)
+
+        return loss
+
+    def encoded(self, part: str, clips: ClipDataset, model: nn.ModuleDict) -> EncodedClips:
+        """Encode a part of the clips, or read it back from the run's folder."""
+        config, recipe = self.config, self.recipe
+        made_of = {
+            "condition", "codec", "codec_fingerprint", "text_encoder", "latents", "frames",
+            "height", "width", "views",
+        }  # fmt: skip
+        what = {
+            "clips": [config.clips, config.held_out, len(clips)],
+            "recipe": recipe.model_dump(mode="json", include=made_of),
+        }
+        views = recipe.views if config.condition.grouped else None
+
+        def make() -> EncodedClips:
+            logger.info("%d %s to encode", len(clips), part)
+            encoder: Any = model["encoder"]
+            return encode_samples(
+                samples(clips, recipe.frames, views=views), self.codec,
+                load_text_encoder(recipe.text_encoder), encoder, recipe.condition,
+                views=views, alone=recipe.latents == "image", device=self.device,
+            )  # fmt: skip
+
+        return cached(self.folder / f"{part}.safetensors", what, make)
+
+    def publish(self, model: nn.ModuleDict, added: list[str]) -> None:
+        """Save the model, evaluate what was saved, and put the result on its card."""
+        config, recipe, folder = self.config, self.recipe, self.folder / "model"
+        save_clip_model(folder, recipe, model, added, card=_card(recipe, config, None))
+        world = load(folder, device=self.device, codec=self.codec)
+        assert isinstance(world, ClipWorld)
+        result = evaluate(world, self.held_out, config.evaluation)
+        save_clip_model(folder, recipe, model, added, card=_card(recipe, config, result))
+        with replacing(self.folder / "evaluation.json") as partial:
+            partial.write_text(result.to_json() + "\n")
+        logger.info("%s", result.summary())
 
 
 def describe(config: ClipConfig, network: nn.Module, codec: Any, clips: ClipDataset) -> ClipRecipe:
@@ -298,61 +333,6 @@ def evaluate(
     """Imagine held-out clips with their own and with other clips' conditions."""
     clips = open_clips(clips) if isinstance(clips, str) else clips
     return measure(world, clips, config or FidelityConfig())
-
-
-def _publish(
-    run: Path,
-    config: ClipConfig,
-    recipe: ClipRecipe,
-    model: nn.ModuleDict,
-    added: list[str],
-    held_out: ClipDataset,
-    codec: Any,
-    device: str,
-) -> Path:
-    """Save the model, evaluate what was saved, and put the result on its card."""
-    folder = run / "model"
-    save_clip_model(folder, recipe, model, added, card=_card(recipe, config, None))
-    world = load(folder, device=device, codec=codec)
-    assert isinstance(world, ClipWorld)
-    result = evaluate(world, held_out, config.evaluation)
-    save_clip_model(folder, recipe, model, added, card=_card(recipe, config, result))
-    with replacing(run / "evaluation.json") as partial:
-        partial.write_text(result.to_json() + "\n")
-    logger.info("%s", result.summary())
-    return folder
-
-
-def _encoded(
-    clips: ClipDataset,
-    part: str,
-    config: ClipConfig,
-    recipe: ClipRecipe,
-    model: nn.ModuleDict,
-    codec: Any,
-    run: Path,
-    device: str,
-) -> EncodedClips:
-    """Encode a part of the clips, or read it back from the run's folder."""
-    what = {
-        "clips": [config.clips, config.held_out, len(clips)],
-        "recipe": recipe.model_dump(
-            mode="json", include={"condition", "codec", "codec_fingerprint", "text_encoder",
-                                  "latents", "frames", "height", "width", "views"},
-        ),
-    }  # fmt: skip
-    views = recipe.views if config.condition.grouped else None
-
-    def make() -> EncodedClips:
-        logger.info("%d %s to encode", len(clips), part)
-        encoder: Any = model["encoder"]
-        return encode_samples(
-            samples(clips, recipe.frames, views=views), codec,
-            load_text_encoder(recipe.text_encoder), encoder.to(device), recipe.condition,
-            views=views, alone=recipe.latents == "image", device=device,
-        )  # fmt: skip
-
-    return cached(run / f"{part}.safetensors", what, make)
 
 
 def _whole(config: ClipConfig) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .interfaces import Denoiser, NextTokenModel
 
-_BASE = r"^[^:=]+:[^:=]+=.+$"
+BASE = r"^[^:=]+:[^:=]+=.+$"
 """The same callable, with the saved folder for its argument, loads the network again."""
 
 
@@ -37,7 +37,7 @@ class DiffusionBackend(Noise):
 
     kind: Literal["diffusion"] = "diffusion"
     base: str = Field(
-        "wfm_diffusion:load=builtin:pico", pattern=_BASE, description="module:callable=SOURCE"
+        "wfm_diffusion:load=builtin:pico", pattern=BASE, description="module:callable=SOURCE"
     )
     world: str = Field("wfm_diffusion:WorldModel", description="module:callable")
     codec: str = Field("pico-cv4x8x8", description="name or module:callable=SOURCE")
@@ -51,7 +51,7 @@ class ArBackend(BaseModel):
 
     kind: Literal["ar"] = "ar"
     base: str = Field(
-        "wfm_ar:load=builtin:pico-ar", pattern=_BASE, description="module:callable=SOURCE"
+        "wfm_ar:load=builtin:pico-ar", pattern=BASE, description="module:callable=SOURCE"
     )
     world: str = Field("wfm_ar:WorldModel", description="module:callable")
     codec: str = Field("pico-dv8x16x16", description="name or module:callable=SOURCE")

@@ -15,7 +15,12 @@ from pydantic import ValidationError
 
 from . import action, camera, chunk, control, engine, instruction, multiview
 from .action import ActionConfig
-from .engine import ClipConfig
+from .clip_config import ClipConfig
+from .clips import open_clips
+from .evaluation import Evaluation, EvaluationConfig
+from .fidelity import Fidelity, FidelityConfig
+from .imagine import ClipWorld
+from .interfaces import ClipDataset, WorldModel
 from .settings import explain
 
 NAMES = ("action", "action-chunk", "camera", "instruction", "multiview", "control")
@@ -24,8 +29,6 @@ __all__ = [
     "NAMES", "ActionConfig", "ClipConfig", "action", "camera", "chunk", "configure", "control",
     "engine", "evaluate", "instruction", "multiview", "train",
 ]  # fmt: skip
-
-evaluate = engine.evaluate
 
 
 def configure(
@@ -81,6 +84,19 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         deep = isinstance(below, Mapping) and isinstance(value, Mapping)
         both[key] = _merged(below, value) if deep else value
     return both
+
+
+def evaluate(
+    world: WorldModel, clips: ClipDataset | str, *, clips_at_most: int = 32, frames: int = 8
+) -> Evaluation | Fidelity:
+    """Imagine held-out clips with their own and with other clips' actions or conditions.
+
+    ``frames`` is the horizon of models that act frame by frame; others imagine whole clips.
+    """
+    clips = open_clips(clips) if isinstance(clips, str) else clips
+    if isinstance(world, ClipWorld):
+        return engine.evaluate(world, clips, FidelityConfig(samples=clips_at_most))
+    return action.evaluate(world, clips, EvaluationConfig(clips=clips_at_most, frames=frames))
 
 
 def train(config: ActionConfig | ClipConfig, run: str | Path, **options: object) -> Path:

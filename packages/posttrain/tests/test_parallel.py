@@ -1,0 +1,105 @@
+"""Two processes train what one would, and their checkpoint loads on one."""
+
+import os
+import socket
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_engine import config_for, parts_for
+from torch import multiprocessing as mp
+from torch import nn
+
+import wfm_posttrain
+from wfm_posttrain.engine import estimate, train
+from wfm_posttrain.fit import _optimizer
+from wfm_posttrain.memory import saved_for_backward
+from wfm_posttrain.parallel import load_state
+
+NAMES = ("camera", "control")
+FIT = {"steps": 4, "batch": 4, "warmup": 2, "checkpoint_every": 2, "check_every": 4, "ema": 0.5}
+
+
+def work(rank, port, folder):
+    """What each of two processes does: train, as torchrun would have it."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    for name in NAMES:
+        train(config_for(name, fit=FIT), folder / name)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("together")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(work, (port, folder), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_train_what_one_does_in_twice_the_batches(name, together, tmp_path):
+    alone = train(config_for(name, fit={**FIT, "accumulate": 2}), tmp_path / "alone")
+    file = "net/model.safetensors" if name == "camera" else "branch.safetensors"
+    ours, theirs = load_file(together / name / "model" / file), load_file(alone / file)
+    assert ours.keys() == theirs.keys()
+    for key, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[key], rtol=2e-3, atol=2e-4)
+    assert wfm_posttrain.load(together / name / "model").past_frames == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_of_two_processes_loads_on_one(name, together):
+    config = config_for(name, fit=FIT)
+    _, model, _, _ = parts_for(config)
+    optimizer = _optimizer(model, config.fit)
+    average = {key: torch.zeros_like(value) for key, value in model.state_dict().items()}
+    assert load_state(together / name / "state", model, optimizer, average) == 4
+    gathered = load_file(together / name / "average.safetensors")
+    assert average.keys() == gathered.keys()
+    assert all(torch.equal(average[key], gathered[key]) for key in gathered)
+    assert not all(torch.equal(model.state_dict()[key], gathered[key]) for key in gathered)
+    steps = {float(state["step"]) for state in optimizer.state.values()}
+    assert steps == {4.0}
+
+
+def test_one_process_goes_on_where_two_stopped(together, tmp_path):
+    import shutil
+
+    shutil.copytree(together / "control", tmp_path / "run")
+    seen = []
+    config = config_for("control", fit=FIT)
+    train(config, tmp_path / "run", resume=True, progress=lambda a, b: seen.append(a))
+    assert seen == []  # all four steps were done
+
+
+def test_several_batches_count_as_one(tmp_path):
+    lines = [{}, {"accumulate": 2}]
+    folders = [
+        train(config_for("camera", fit={**FIT, **more}), tmp_path / str(i))
+        for i, more in enumerate(lines)
+    ]
+    a, b = (load_file(folder / "net" / "model.safetensors") for folder in folders)
+    assert any(not torch.equal(a[key], b[key]) for key in a)
+
+
+def test_forgetting_activations_changes_nothing_but_the_memory(tmp_path):
+    plain, short = (config_for("control", fit={**FIT, "recompute": x}) for x in (False, True))
+    a, b = (train(c, tmp_path / str(i)) for i, c in enumerate((plain, short)))
+    a, b = load_file(a / "branch.safetensors"), load_file(b / "branch.safetensors")
+    for key in a:
+        torch.testing.assert_close(a[key], b[key])
+    more, less = (estimate(c, tmp_path / str(i)) for i, c in enumerate((plain, short)))
+    assert less.activations < 0.7 * more.activations
+    assert less.weights == more.weights
+
+
+def test_memory_is_counted_by_the_byte():
+    net = nn.Linear(10, 20, bias=False)
+    x = torch.randn(5, 10, requires_grad=True)
+    assert saved_for_backward(net, lambda: net(x).sum()) == 4 * 50
+    assert saved_for_backward(net, lambda: net(x).exp().sum()) == 4 * (50 + 100)
