@@ -38,6 +38,8 @@ def module(package: str) -> str:
 def requirements(package: str, group: str) -> list[str]:
     """Return one dependency group of a package, as its pyproject.toml lists it."""
     project = nox.project.load_toml(ROOT / "packages" / package / "pyproject.toml")
+    if group not in project["dependency-groups"]:
+        return []
     return list(nox.project.dependency_groups(project, group))
 
 
@@ -206,9 +208,23 @@ def train(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure speed; ``nox -s bench -- tokenizer`` for one package."""
-    install(session, *PACKAGES, group=None)
-    session.run("python", "tools/bench.py", *session.posargs)
+    """Measure, each figure beside a rival's in one run; ``nox -s bench -- tokenizer`` for one."""
+    for package in session.posargs or PACKAGES:
+        install(session, *PACKAGES, group=None)
+        session.install(
+            *requirements(package, "test"), *requirements(package, "bench"), *CONSTRAINTS
+        )
+        session.run("python", f"packages/{package}/benchmarks/bench.py")
+
+
+@nox.session
+@nox.parametrize("package", ["tokenizer", "wfm-diffusion"], ids=["tokenizer", "wfm-diffusion"])
+def parity(session: nox.Session, package: str) -> None:
+    """Compare one package live with the library whose checkpoints it reads."""
+    install(session, package)
+    session.install(*requirements(package, "parity"), *CONSTRAINTS)
+    session.chdir(ROOT / "packages" / package)
+    session.run("pytest", "-m", "parity", *session.posargs)
 
 
 @nox.session
