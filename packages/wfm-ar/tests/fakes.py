@@ -148,3 +148,37 @@ def run_settings(out: Path, clips: Path, **changes: object) -> dict[str, object]
         "eval_every": 6,
         "save_every": 6,
     } | changes
+
+
+class Lamp:
+    """A world of one grey: the action's first number is added to its brightness."""
+
+    past_frames = 2
+
+    def rollout(self, past, /, *, frames, controls=None, prompts=None, generator=None):
+        action = controls["action"]
+        if action.shape[2] != 7:
+            raise ValueError(f"actions have 7 numbers, not {action.shape[2]}")
+        level = past[:, :1, -1:].mean((3, 4), keepdim=True)
+        grey = (level + action[:, :1, 0, None, None] * 0.2).clamp(-1, 1)
+        return grey.expand(-1, 3, frames, *past.shape[-2:])
+
+
+def lamp() -> Lamp:
+    return Lamp()
+
+
+def pushed() -> wa.WorldModel:
+    """Return one of our worlds that encodes frames alone and follows actions."""
+    settings = wa.WorldSettings(
+        codec="grey", latents="image", past_frames=2, frames=2, height=8, width=8
+    )
+    return wa.WorldModel(
+        tiny(), GreyCodec(), condition_encoder=ActionEncoder(), settings=settings, temperature=0
+    )
+
+
+def imagined() -> wa.WorldModel:
+    """Return one of our worlds that imagines clips from captions."""
+    settings = wa.WorldSettings(codec="grey", past_frames=3, frames=2, height=8, width=8)
+    return wa.WorldModel(tiny(), GreyCodec(), LengthEncoder(), settings=settings)

@@ -7,19 +7,25 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import convert
-    from .config import PRESETS, ArConfig, Yarn
+    from .config import PRESETS, ArConfig, WorldSettings, Yarn
     from .decoding import Sampler, decode, decode_plainly, generate
+    from .fast import for_decoding
+    from .medusa import MedusaHeads, load_heads, train_heads
     from .model import ArTransformer
     from .pretrained import convert_folder, load, save
+    from .speculation import PreviousFrame, speculate
     from .text import PicoTextEncoder, pico_text_encoder
     from .training import TrainConfig, next_token_loss, train
     from .world import WorldModel, load_world, pico_ar
 
 _HOMES = {
-    "config": ("PRESETS", "ArConfig", "Yarn"),
+    "config": ("PRESETS", "ArConfig", "WorldSettings", "Yarn"),
     "decoding": ("Sampler", "decode", "decode_plainly", "generate"),
+    "fast": ("for_decoding",),
+    "medusa": ("MedusaHeads", "load_heads", "train_heads"),
     "model": ("ArTransformer",),
     "pretrained": ("convert_folder", "load", "save"),
+    "speculation": ("PreviousFrame", "speculate"),
     "text": ("PicoTextEncoder", "pico_text_encoder"),
     "training": ("TrainConfig", "next_token_loss", "train"),
     "world": ("WorldModel", "load_world", "pico_ar"),
@@ -29,23 +35,30 @@ __all__ = [
     "PRESETS",
     "ArConfig",
     "ArTransformer",
+    "MedusaHeads",
     "PicoTextEncoder",
+    "PreviousFrame",
     "Sampler",
     "TrainConfig",
     "WorldModel",
+    "WorldSettings",
     "Yarn",
     "convert",
     "convert_folder",
     "decode",
     "decode_plainly",
+    "for_decoding",
     "generate",
     "load",
+    "load_heads",
     "load_world",
     "next_token_loss",
     "pico_ar",
     "pico_text_encoder",
     "save",
+    "speculate",
     "train",
+    "train_heads",
 ]
 
 

@@ -52,10 +52,30 @@ class Sampler:
         if self.top_p is not None:
             # The noise belongs to the sorted order, as in the original.
             p, order = nucleus(scores, self.temperature, self.top_p)
-            return order.gather(-1, self._draw(p))
-        return self._draw(truncated(scores, self.temperature, self.top_k))
+            return order.gather(-1, self.draw(p))
+        return self.draw(truncated(scores, self.temperature, self.top_k))
 
-    def _draw(self, p: Float[Tensor, "b v"]) -> Int64[Tensor, "b 1"]:
+    def distribution(self, scores: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+        """Return the probability of each token to be chosen; that of one is 1 when greedy."""
+        if self.temperature == 0:
+            best = scores.argmax(-1, keepdim=True)
+            return torch.zeros_like(scores).scatter_(-1, best, 1)
+        if self.top_p is not None:
+            p, order = nucleus(scores, self.temperature, self.top_p)
+            return torch.zeros_like(p).scatter_(-1, order, p)
+        return truncated(scores, self.temperature, self.top_k)
+
+    def uniform(self, like: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """Draw numbers in [0, 1) of the same shape; greedy choice uses up no noise."""
+        if self.temperature == 0:
+            return torch.zeros_like(like)
+        device = self.generator.device
+        return torch.rand(like.shape, generator=self.generator, device=device).to(like)
+
+    def draw(self, p: Float[Tensor, "b v"]) -> Int64[Tensor, "b 1"]:
+        """Draw a token a row; ``p`` need not sum to 1."""
+        if self.temperature == 0:
+            return p.argmax(-1, keepdim=True)
         noise = torch.empty(p.shape, device=self.generator.device)
         noise = noise.exponential_(1, generator=self.generator).to(p)
         return (p / noise).argmax(-1, keepdim=True)

@@ -8,6 +8,7 @@ frames from or for a file are uint8 RGB, laid out ``t 3 h w``.
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
@@ -87,6 +88,31 @@ class NextTokenModel(Protocol):
         *,
         grid: tuple[int, int, int] | None = None,
     ) -> Float[Tensor, "b n v"]: ...
+
+
+@runtime_checkable
+class WorldModel(Protocol):
+    """Imagine what follows ``past``; the answer holds new frames only.
+
+    ``past`` has at least ``past_frames`` frames, oldest first. ``controls`` are inputs of the
+    model's ConditionEncoder; ``controls["action"]`` (b s a) is in the units of the data the
+    model was trained on, spread evenly over the new frames (``s`` is a multiple of
+    ``frames``). Same inputs and same generator state, same answer.
+    """
+
+    @property
+    def past_frames(self) -> int: ...
+
+    def rollout(
+        self,
+        past: Float[Tensor, "b 3 p h w"],
+        /,
+        *,
+        frames: int,
+        controls: Mapping[str, Tensor] | None = None,
+        prompts: Sequence[str] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b 3 f h w"]: ...
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from .config import ArConfig
 
@@ -21,9 +21,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        wide = x.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (wide * scale).type_as(x) * self.weight
+        return normalize(x, self.eps) * self.weight
 
 
 class LayerCache:
@@ -47,10 +45,9 @@ class SelfAttention(nn.Module):
     def __init__(self, config: ArConfig) -> None:
         super().__init__()
         heads, groups, dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.head_dim = dim
-        self.widths = [heads * dim, groups * dim, groups * dim]
+        self.heads, self.groups, self.head_dim = heads, groups, dim
         self.interleaved = config.rope == "1d-interleaved"
-        self.qkv = nn.Linear(config.dim, sum(self.widths), bias=False)
+        self.qkv = nn.Linear(config.dim, (heads + 2 * groups) * dim, bias=False)
         self.out = nn.Linear(heads * dim, config.dim, bias=False)
         self.q_norm = RMSNorm(dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(dim, config.norm_eps) if config.qk_norm else nn.Identity()
@@ -58,15 +55,26 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n c"], rotation: Rotation, cache: LayerCache | None = None
     ) -> Float[Tensor, "b n c"]:
-        q, k, v = (
-            rearrange(part, "b n (h d) -> b h n d", d=self.head_dim)
-            for part in self.qkv(x).split(self.widths, -1)
+        heads = rearrange(self.qkv(x), "b n (h d) -> b h n d", d=self.head_dim)
+        turning, v = heads.split([self.heads + self.groups, self.groups], 1)
+        q, k = rotate(self._norm(turning), rotation, interleaved=self.interleaved).split(
+            [self.heads, self.groups], 1
         )
-        q = rotate(self.q_norm(q), rotation, interleaved=self.interleaved)
-        k = rotate(self.k_norm(k), rotation, interleaved=self.interleaved)
         if cache is not None:
             k, v = cache.append(k, v)
         return self.out(rearrange(attend(q, k, v, causal=True), "b h n d -> b n (h d)"))
+
+    def _norm(self, x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+        """Norm the heads of queries, then those of keys, in one go."""
+        if not (isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm)):
+            return x
+        weight = torch.cat(
+            [
+                self.q_norm.weight.expand(self.heads, 1, -1),
+                self.k_norm.weight.expand(self.groups, 1, -1),
+            ]
+        )
+        return normalize(x, self.q_norm.eps) * weight
 
 
 class CrossAttention(nn.Module):
@@ -133,16 +141,37 @@ class Block(nn.Module):
         return x + self.ffn(self.ffn_norm(x))
 
 
+def normalize(x: Float[Tensor, "*b d"], eps: float) -> Float[Tensor, "*b d"]:
+    """Divide by the root mean square in float32; the result has the input's dtype."""
+    if x.dtype == torch.float32:
+        return rms_norm(x, x.shape[-1:], eps=eps)
+    return rms_norm(x.float(), x.shape[-1:], eps=eps).type_as(x)
+
+
 def rotate(
     x: Float[Tensor, "b h n d"], rotation: Rotation, *, interleaved: bool
 ) -> Float[Tensor, "b h n d"]:
-    """Turn pairs of channels by the angles of their position."""
+    """Turn pairs of channels by the angles of their position.
+
+    Either channels 2i and 2i + 1 are a pair, or i and i + d/2. The sines of a pair's first
+    channel come negated, see :func:`signed`.
+    """
     cos, sin = rotation
     if interleaved:
-        a, b = x[..., 0::2], x[..., 1::2]
-        return x * cos + rearrange(torch.stack((-b, a), -1), "... d two -> ... (d two)") * sin
-    a, b = x.chunk(2, -1)
-    return x * cos + torch.cat((-b, a), -1) * sin
+        partner = rearrange(x, "... (d two) -> ... d two", two=2).flip(-1).flatten(-2)
+    else:
+        partner = x.roll(x.shape[-1] // 2, -1)
+    return x * cos + partner * sin
+
+
+def signed(sin: Float[Tensor, "n d"], *, interleaved: bool) -> Float[Tensor, "n d"]:
+    """Negate the sines of each pair's first channel, once instead of in every layer."""
+    first = torch.ones_like(sin[0], dtype=torch.bool)
+    if interleaved:
+        first[1::2] = False
+    else:
+        first[len(first) // 2 :] = False
+    return torch.where(first, -sin, sin)
 
 
 def attend(
@@ -154,17 +183,17 @@ def attend(
 ) -> Float[Tensor, "b h n d"]:
     """Softmax attention in which key head ``j`` serves the ``j``-th group of query heads.
 
-    ``causal``: the n queries are the last n of the m positions. Where no mask is needed, the
-    heads of a group become further queries, so that keys and values are never repeated.
+    ``causal``: the n queries are the last n of the m positions. Beside a cache the heads of a
+    group become further queries, so that keys and values are never repeated.
     """
     heads, n = q.shape[1:3]
     groups, m = k.shape[1:3]
-    if n == 1 or not causal:
-        folded = rearrange(q, "b (g r) n d -> b g (r n) d", g=groups)
-        out = scaled_dot_product_attention(folded, k, v)
-        return rearrange(out, "b g (r n) d -> b (g r) n d", n=n)
-    grouped = heads != groups
-    if n == m:
-        return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    if causal and n == m > 1:
+        return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != groups)
+    mask = None
+    if causal and n > 1:
+        mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+        mask = mask.repeat(heads // groups, 1)
+    folded = rearrange(q, "b (g r) n d -> b g (r n) d", g=groups)
+    out = scaled_dot_product_attention(folded, k, v, attn_mask=mask)
+    return rearrange(out, "b g (r n) d -> b (g r) n d", n=n)

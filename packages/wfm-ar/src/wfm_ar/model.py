@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from .config import ArConfig, Grid, WorldSettings
-from .layers import Block, KeyValue, LayerCache, RMSNorm
+from .layers import Block, KeyValue, LayerCache, RMSNorm, signed
 from .positions import absolute_table, rotary_tables
 
 Tables = tuple[Tensor, Tensor, Tensor | None]
@@ -25,6 +25,11 @@ class Cache:
     def used(self) -> int:
         """Tokens seen."""
         return self.layers[0].used
+
+    def forget(self, count: int) -> None:
+        """Take back the last ``count`` tokens; their rows are written over."""
+        for layer in self.layers:
+            layer.used -= count
 
 
 class ArTransformer(nn.Module):
@@ -113,22 +118,37 @@ class ArTransformer(nn.Module):
         *,
         grid: Grid | None = None,
     ) -> Float[Tensor, "b n v"]:
-        x = self._hidden(tokens, self.project(context), self._rows(grid, 0, tokens.shape[1]))
-        return self.head(self.norm(x))
+        return self.head(self.states(tokens, context, grid=grid))
+
+    def states(
+        self,
+        tokens: Int64[Tensor, "b n"],
+        context: Float[Tensor, "b m e"] | None = None,
+        *,
+        grid: Grid | None = None,
+    ) -> Float[Tensor, "b n c"]:
+        """Return what the head makes its scores from."""
+        tables = self._rows(grid, 0, tokens.shape[1])
+        return self.norm(self._run(tokens, self.project(context), tables))
 
     def step(
         self, tokens: Int64[Tensor, "b n"], cache: Cache, *, grid: Grid | None = None
     ) -> Float[Tensor, "b v"]:
         """Read further tokens into the cache; score the one after the last."""
+        return self.head(self.hidden(tokens, cache, grid=grid)[:, -1])
+
+    def hidden(
+        self, tokens: Int64[Tensor, "b n"], cache: Cache, *, grid: Grid | None = None
+    ) -> Float[Tensor, "b n c"]:
+        """Read further tokens into the cache; return what the head scores those after from."""
         tables = self._rows(grid, cache.used, cache.used + tokens.shape[1])
-        x = self._hidden(tokens, cache.context, tables, cache.layers)
-        return self.head(self.norm(x[:, -1]))
+        return self.norm(self._run(tokens, cache.context, tables, cache.layers))
 
     def new_cache(
         self, batch: int, length: int, context: Float[Tensor, "b m e"] | None = None
     ) -> Cache:
         """Make room for ``batch`` sequences of ``length`` tokens under one context each."""
-        config, like = self.config, self.head.weight
+        config, like = self.config, self.embed.weight
         shape = (2, batch, config.num_kv_heads, length, config.head_dim)
         with torch.no_grad():
             layers = [LayerCache(*like.new_empty(shape)) for _ in self.blocks]
@@ -144,7 +164,7 @@ class ArTransformer(nn.Module):
             raise ValueError(
                 f"text has {context.shape[-1]} features; the model wants {self.config.context_dim}"
             )
-        context = context.to(self.head.weight.dtype)
+        context = context.to(self.embed.weight.dtype)
         crosses = (cast(Block, block).cross for block in self.blocks)
         return [cross.project(context) if cross is not None else None for cross in crosses]
 
@@ -166,7 +186,7 @@ class ArTransformer(nn.Module):
         layer, part = int(name.split(".")[1]), name.split(".")[-2]
         return 0.02 / math.sqrt(2 * (layer + 1)) if part in ("out", "down") else 0.02
 
-    def _hidden(
+    def _run(
         self,
         tokens: Int64[Tensor, "b n"],
         contexts: list[KeyValue | None],
@@ -183,7 +203,7 @@ class ArTransformer(nn.Module):
 
     def _rows(self, grid: Grid | None, start: int, stop: int) -> Tables:
         """Return the rows of the position tables for tokens ``start`` to ``stop``."""
-        config, like = self.config, self.head.weight
+        config, like = self.config, self.embed.weight
         if grid is not None and config.grid is None:
             raise ValueError("this model counts tokens in one line: it takes no grid")
         room = config.max_tokens if grid is None else config.bov + math.prod(grid)
@@ -192,9 +212,14 @@ class ArTransformer(nn.Module):
         key = (grid, like.device, like.dtype)
         if key not in self._tables:
             with torch.no_grad():
-                cos, sin = (x.to(like.device, like.dtype) for x in rotary_tables(config, grid))
+                cos, sin = rotary_tables(config, grid)
+                sin = signed(sin, interleaved=config.rope == "1d-interleaved")
                 absolute = absolute_table(config, grid) if config.absolute_positions else None
-            self._tables[key] = cos, sin, absolute if absolute is None else absolute.to(like)
+            self._tables[key] = (
+                cos.to(like),
+                sin.to(like),
+                absolute if absolute is None else absolute.to(like),
+            )
         cos, sin, absolute = self._tables[key]
         rows = slice(start, stop)
         return cos[rows], sin[rows], absolute if absolute is None else absolute[rows]

@@ -152,13 +152,33 @@ class WorldModel:
         sampler: Sampler,
     ) -> Iterator[Float[Tensor, "b 3 f h w"]]:
         """Yield single frames, each from the tokens of the frames before it."""
-        b = len(past)
-        alone = rearrange(past[:, :, -self.past_frames :], "b c t h w -> (b t) c 1 h w")
-        tokens = rearrange(self.codec.encode(alone), "(b t) 1 h w -> b t h w", b=b)
+        tokens = self.encode_frames(past)
         for i in range(frames):
             context = self._control(controls, i, 1, frames, text)
-            tokens = self._extend(tokens[:, -self.past_frames :], 1, context, sampler)
-            yield self.decoder.decode(tokens[:, -1:]).to(past)
+            tokens, frame = self.next_frame(tokens, context, sampler)
+            yield frame.to(past)
+
+    def encode_frames(self, past: Float[Tensor, "b 3 p h w"]) -> Int64[Tensor, "b t h w"]:
+        """Return the tokens of the last ``past_frames`` frames, each encoded alone."""
+        alone = rearrange(past[:, :, -self.past_frames :], "b c t h w -> (b t) c 1 h w")
+        return rearrange(self.codec.encode(alone), "(b t) 1 h w -> b t h w", b=len(past))
+
+    def next_frame(
+        self, tokens: Int64[Tensor, "b t h w"], context: Tensor | None, sampler: Sampler
+    ) -> tuple[Int64[Tensor, "b u h w"], Float[Tensor, "b 3 1 y x"]]:
+        """Return the tokens with those of the next frame behind them, and that frame."""
+        tokens = self._extend(tokens[:, -self.past_frames :], 1, context, sampler)
+        return tokens, self.decoder.decode(tokens[:, -1:])
+
+    def context_of(self, controls: Mapping[str, Tensor]) -> Float[Tensor, "b m e"] | None:
+        """Return the context that controls become.
+
+        Raises:
+            ValueError: this world model has no condition encoder.
+        """
+        if self.condition_encoder is None:
+            raise ValueError("controls need a condition encoder, and this world model has none")
+        return self.lm.context_of(self.condition_encoder.encode(controls))
 
     def _extend(
         self,
@@ -204,8 +224,6 @@ class WorldModel:
         """Return the context of the new frames ``start`` to ``start + count``."""
         if controls is None:
             return text
-        if self.condition_encoder is None:
-            raise ValueError("controls need a condition encoder, and this world model has none")
         parts = {}
         for name, tensor in controls.items():
             spread = tensor.ndim > 1 and tensor.shape[1] and tensor.shape[1] % frames == 0
@@ -213,7 +231,7 @@ class WorldModel:
             parts[name] = tensor[:, start * rate : (start + count) * rate] if spread else tensor
             if name == "action" and not spread:
                 raise ValueError(f"{tensor.shape[1]} actions do not spread over {frames} frames")
-        return self.lm.context_of(self.condition_encoder.encode(parts))
+        return self.context_of(parts)
 
     def _check(self, past: Float[Tensor, "b 3 p h w"], frames: int) -> None:
         if frames < 1:
