@@ -97,6 +97,8 @@ def test_a_guards_refusal_is_exit_code_3(tmp_path, model, capsys):
         (["convert", "OUT/none", "-o", "OUT/c"], "no such folder"),
         (["convert", "OUT/text.mp4", "-o", "OUT/c"], "text.mp4: "),
         (["upsample", " "], "empty"),
+        (["memory", "-m", "no-such"], "nor a preset"),
+        (["memory", "-m", "pico", "--height", "40"], "multiple of 16"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(tmp_path, model, clips, capsys, words, message):
@@ -146,3 +148,23 @@ def test_convert_writes_what_load_reads(tmp_path, model):
 def test_upsample_prints_the_longer_prompt(capsys):
     assert wfm("upsample", "a cube", "--json") == 0
     assert json.loads(capsys.readouterr().out)["source"] == "rules"
+
+
+def test_memory_is_told_for_presets_and_folders(model, capsys):
+    size = ("--frames", 17, "--height", 32, "--width", 32)
+    assert wfm("memory", "-m", model, *size, "--dtype", "float32", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    whole, streamed = facts["bytes"]["whole on the device"], facts["bytes"]["blocks streamed"]
+    assert facts["latents"] == [3, 4, 4]
+    assert whole["total"] == whole["weights"] + whole["text"] + whole["activations"]
+    assert whole["weights"] == 4 * sum(x.numel() for x in wd.load(model).state_dict().values())
+    assert streamed["weights"] <= whole["weights"]
+    assert wfm("memory", "-m", "pico", *size) == 0
+    assert "12 tokens" in capsys.readouterr().out
+
+
+def test_convert_writes_diffusers_layout(tmp_path, model):
+    assert wfm("convert", model, "-o", tmp_path / "c", "--to", "diffusers") == 0
+    config = json.loads((tmp_path / "c" / "transformer" / "config.json").read_text())
+    assert config["_class_name"] == "CosmosTransformer3DModel"
+    assert wd.load(tmp_path / "c").config.width == TINY.width

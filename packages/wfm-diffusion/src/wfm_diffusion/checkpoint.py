@@ -72,6 +72,18 @@ def read_network(path: Path) -> tuple[DiffusionConfig, dict[str, Tensor]]:
     )
 
 
+def read_config(path: Path) -> DiffusionConfig:
+    """Read the config of a model folder, without its weights if it has a config file."""
+    for folder in (path, path / "transformer"):
+        if (folder / CONFIG).is_file():
+            mapping = _read_json(folder / CONFIG)
+            if "num_attention_heads" in mapping:
+                return convert.config_from_diffusers(mapping)
+            if "width" in mapping and "adaln_rank" in mapping:
+                return DiffusionConfig.model_validate(mapping)
+    return read_network(path)[0]
+
+
 def _read_nvidia(path: Path) -> tuple[DiffusionConfig, dict[str, Tensor]]:
     try:
         state = convert.from_nvidia(read_weights(path), uncertainty=True)

@@ -57,6 +57,17 @@ def make_parser() -> argparse.ArgumentParser:
     conversion.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default=None)
     add_lazy(conversion, "convert_checkpoint")
 
+    memory = commands.add_parser("memory", help="say how much memory a sampling takes")
+    memory.add_argument("-m", "--model", required=True, help="preset (super, nano, ...) or folder")
+    memory.add_argument("--frames", type=int, default=121)
+    memory.add_argument("--height", type=int, default=704)
+    memory.add_argument("--width", type=int, default=1280)
+    memory.add_argument("--batch", type=int, default=1)
+    memory.add_argument("--text-slots", type=int, default=512, help="left when padding collapses")
+    memory.add_argument("--unguided", action="store_true", help="one branch, guidance 0")
+    memory.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    add_lazy(memory, "memory", ".commands_memory")
+
     upsampling = commands.add_parser("upsample", help="make a short prompt long")
     upsampling.add_argument("prompt")
     add_upsampler(upsampling)
@@ -90,10 +101,10 @@ def add_upsampler(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--llm", help="model that the endpoint serves")
 
 
-def add_lazy(parser: argparse.ArgumentParser, name: str) -> None:
+def add_lazy(parser: argparse.ArgumentParser, name: str, module: str = ".commands") -> None:
     """Let a subcommand import its work, and with it torch, only when it runs."""
 
     def work(args: argparse.Namespace) -> int:
-        return getattr(import_module(".commands", __package__), name)(args)
+        return getattr(import_module(module, __package__), name)(args)
 
     add_common(parser, work)
