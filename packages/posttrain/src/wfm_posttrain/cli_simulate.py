@@ -34,6 +34,8 @@ def add_simulate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--views", type=_names, metavar="A,B", help="cameras to film with")
     parser.add_argument("--camera-jitter", type=float, default=0.0, metavar="METRES",
                         help="how far a seed may move the camera (default 0)")  # fmt: skip
+    parser.add_argument("--take", type=int, default=0,
+                        help="physics: 1 and up start a little otherwise (default 0)")  # fmt: skip
     parser.add_argument("--workers", type=int, default=_cores(), help="processes (default: cores)")
     add_common(parser, simulate)
 
@@ -41,7 +43,7 @@ def add_simulate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
 def simulate(args: argparse.Namespace) -> int:
     """Record what the arguments ask for; return the exit code."""
     capture = Capture(args.size, args.frames, args.views, args.camera_jitter)
-    job = Job(args.scene, args.clips, args.seed, capture)
+    job = Job(args.scene, args.clips, args.seed, capture, args.take)
     if args.workers < 1:
         raise ValueError(f"--workers is {args.workers}; at least 1 is needed")
     try:

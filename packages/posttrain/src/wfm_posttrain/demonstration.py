@@ -27,6 +27,7 @@ from .vision import (
     SmallVision,
     fit,
     goal_examples,
+    inverse_examples,
     read_gallery,
     state_examples,
 )
@@ -80,6 +81,16 @@ class Learner:
         """Return a reader of the tool's place in the picture (column, row)."""
         label = "effector_pixel"
         return self._kept(label, 3, 2, lambda net, seed: self._read(net, label, seed, progress))
+
+    def inverse(self, progress: Progress | None = None) -> SmallVision:
+        """Return a reader of the action between two pictures."""
+        gallery = read_gallery(self.clips, self.limit)
+
+        def learn(net: SmallVision, seed: int) -> SmallVision:
+            examples = inverse_examples(gallery)
+            return fit(net, examples, steps=self.steps, seed=seed, progress=progress)
+
+        return self._kept("inverse", 6, gallery.action.shape[1], learn)
 
     def policy(
         self, *, limit: int | None = None, steps: int | None = None, seed: int = 0

@@ -3,27 +3,33 @@
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from .clips import actions_of
-from .interfaces import ClipDataset, LabelledClip, WorldModel
+from .distribution import VideoFeatures, video_distances
+from .interfaces import ClipDataset, LabelledClip, LatentCodec, WorldModel
 from .metrics import (
     Interval,
     bootstrap,
     centroid_error,
     colour_mask,
     fidelity_gap,
+    latent_l2,
+    mask_overlap,
     mean_colour,
     permanence,
     psnr,
     ssim,
 )
+from .motion import motion_scores, physics_iq
 from .video import to_model
+from .vision import SmallVision, r_squared
 
 SMALLEST = 8  # pixels of an object in the last past frame, below which it is not followed
 
@@ -37,14 +43,40 @@ class EvaluationConfig(BaseModel):
     frames: int = Field(8, gt=0, description="horizon of a rollout")
     batch: int = Field(16, gt=0, description="clips imagined at once")
     seed: int = 0
+    strips: int = Field(6, ge=0, description="clips shown frame by frame in a report")
+
+
+@dataclass(frozen=True)
+class Readers:
+    """What was learned from training recordings to judge imagined ones by.
+
+    ``effector`` reads where the end effector is in a picture (column, row), ``inverse`` reads the
+    action between two pictures.
+    """
+
+    effector: SmallVision | None = None
+    inverse: SmallVision | None = None
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Frames of a clip for the eye: what was, and what was imagined (t 3 h w, in [-1, 1])."""
+
+    caption: str
+    real: Float[Tensor, "t 3 h w"]
+    imagined: Float[Tensor, "t 3 h w"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Means over clips, one number per frame of the horizon; PSNR in dB, distances in pixels.
 
-    ``gap`` is PSNR with the clip's own actions minus PSNR with another clip's, ``objects``
-    scores what can be followed by its colour in clips with a segmentation.
+    ``gap`` is PSNR with the clip's own actions minus PSNR with another clip's. ``objects`` scores
+    what can be followed by its colour in clips with a segmentation. ``effector`` is how far the
+    end effector is read from where it should be: imagined, with shuffled actions, and in real
+    pictures (the reader's own error). ``inverse`` is R^2, number by number, of the actions read
+    from imagined and from real pictures. ``motion`` holds IoUs of what moves and, with second
+    takes, the Physics-IQ score. ``distances`` compare distributions of videos.
     """
 
     clips: int
@@ -55,9 +87,17 @@ class Evaluation:
     gap: list[Interval]
     objects: dict[str, list[Interval]] = field(default_factory=dict)
     seconds_per_frame: float = 0.0
+    latent_l2: dict[str, list[float]] = field(default_factory=dict)
+    motion: dict[str, Interval] = field(default_factory=dict)
+    effector: dict[str, list[Interval]] = field(default_factory=dict)
+    inverse: dict[str, list[float]] = field(default_factory=dict)
+    distances: dict[str, float] = field(default_factory=dict)
+    strips: list[Strip] = field(default_factory=list, repr=False)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2)
+        facts = asdict(replace(self, strips=[]))
+        del facts["strips"]
+        return json.dumps(facts, indent=2)
 
     def summary(self) -> str:
         """Put the first and the last frame of the horizon in one line."""
@@ -94,43 +134,148 @@ class Batch:
 
 
 @torch.no_grad()
-def evaluate_world(world: WorldModel, clips: ClipDataset, config: EvaluationConfig) -> Evaluation:
+def evaluate_world(
+    world: WorldModel,
+    clips: ClipDataset,
+    config: EvaluationConfig,
+    *,
+    readers: Readers | None = None,
+    takes: ClipDataset | None = None,
+    features: VideoFeatures | None = None,
+) -> Evaluation:
     """Roll out the first clips from their first frames, with the right and the wrong actions.
+
+    Args:
+        world: imagines.
+        clips: held-out recordings.
+        config: which and how far.
+        readers: judge actions and the end effector, if they are given.
+        takes: second takes of the same events, in the same order; they normalise Physics-IQ.
+        features: of the Frechet and kernel distances.
 
     Raises:
         ValueError: fewer than two clips are long enough, or one has no actions.
     """
-    device = _device(world)
-    spent, scores, objects = 0.0, [], []
+    device, readers = _device(world), readers or Readers()
+    sheet = _Sheet(getattr(world, "codec", None), readers, takes)
     for batch in _batches(clips, world.past_frames, config):
-        size = config.frames
         start = time.perf_counter()
         imagined = _roll(world, batch, batch.action, config.seed, device)
-        spent += time.perf_counter() - start
+        sheet.seconds += time.perf_counter() - start
         shuffled = _roll(world, batch, batch.action.roll(1, 0), config.seed, device)
-        repeated = batch.past[:, :, -1:].expand(-1, -1, size, -1, -1)
-        scores.append(
-            torch.stack(
-                [
-                    psnr(imagined, batch.real),
-                    psnr(shuffled, batch.real),
-                    psnr(repeated, batch.real),
-                    ssim(imagined, batch.real),
-                ]
-            )
+        sheet.add(batch, imagined.clamp(-1, 1), shuffled.clamp(-1, 1))
+    return sheet.evaluation(config, features)
+
+
+class _Sheet:
+    """Collects the scores of batches."""
+
+    def __init__(self, codec: object, readers: Readers, takes: ClipDataset | None) -> None:
+        self.codec = codec if isinstance(codec, LatentCodec) else None
+        self.readers, self.takes, self.seconds = readers, takes, 0.0
+        self.frames: dict[str, list[Float[Tensor, "b f"]]] = {}
+        self.clips: dict[str, list[Float[Tensor, " b"]]] = {}
+        self.rows: dict[str, list[Float[Tensor, "n a"]]] = {}
+        self.objects: list[dict[str, Float[Tensor, "n f"]]] = []
+        self.videos: dict[str, list[Float[Tensor, "b 3 t h w"]]] = {"imagined": [], "real": []}
+        self.captions: list[str] = []
+
+    def add(
+        self,
+        batch: "Batch",
+        imagined: Float[Tensor, "b 3 f h w"],
+        other: Float[Tensor, "b 3 f h w"],
+    ) -> None:
+        """Score one batch; ``other`` was imagined with another clip's actions."""
+        real, repeated = batch.real, batch.past[:, :, -1:].expand_as(batch.real)
+        self._note("psnr", psnr(imagined, real))
+        self._note("shuffled", psnr(other, real))
+        self._note("repeat", psnr(repeated, real))
+        self._note("ssim", ssim(imagined, real))
+        if self.codec is not None:
+            self._note("latent imagined", latent_l2(self.codec, imagined, real))
+            self._note("latent repeat", latent_l2(self.codec, repeated, real))
+        self.objects += [_objects(batch, i, imagined[i : i + 1]) for i in range(len(batch.clips))]
+        self._add_motion(batch, imagined)
+        self._add_effector(batch, imagined, other)
+        self._add_actions(batch, imagined)
+        self.videos["imagined"].append(torch.cat([batch.past, imagined], dim=2))
+        self.videos["real"].append(torch.cat([batch.past, real], dim=2))
+        self.captions += [clip.caption for clip in batch.clips]
+
+    def evaluation(self, config: EvaluationConfig, features: VideoFeatures | None) -> Evaluation:
+        """Put everything together."""
+        scores = {name: torch.cat(parts) for name, parts in self.frames.items()}
+        means = {name: score.nanmean(0).tolist() for name, score in scores.items()}
+        real, imagined = (torch.cat(self.videos[name]) for name in ("real", "imagined"))
+        rows = {name: torch.cat(parts) for name, parts in self.rows.items()}
+        count = len(scores["psnr"])
+        return Evaluation(
+            clips=count,
+            psnr=means["psnr"],
+            psnr_shuffled=means["shuffled"],
+            psnr_repeat=means["repeat"],
+            ssim=means["ssim"],
+            gap=fidelity_gap(scores["psnr"], scores["shuffled"]),
+            objects=_per_frame(self.objects),
+            seconds_per_frame=self.seconds / (count * config.frames),
+            latent_l2={n: means[f"latent {n}"] for n in ("imagined", "repeat") if self.codec},
+            motion={name: bootstrap(torch.cat(parts)) for name, parts in self.clips.items()},
+            effector={
+                name.removeprefix("effector "): [bootstrap(column) for column in score.T]
+                for name, score in scores.items()
+                if name.startswith("effector ")
+            },
+            inverse={
+                name: r_squared(rows[name], rows["true"]).tolist()
+                for name in rows
+                if name != "true"
+            },
+            distances={} if features is None else video_distances(imagined, real, features),
+            strips=[
+                Strip(caption, *(rearrange(v[i], "c t h w -> t c h w") for v in (real, imagined)))
+                for i, caption in enumerate(self.captions[: config.strips])
+            ],
         )
-        objects += [_objects(batch, i, imagined[i : i + 1]) for i in range(len(batch.clips))]
-    own, others, repeat, similar = torch.cat(scores, dim=1)
-    return Evaluation(
-        clips=len(own),
-        psnr=own.mean(0).tolist(),
-        psnr_shuffled=others.mean(0).tolist(),
-        psnr_repeat=repeat.mean(0).tolist(),
-        ssim=similar.mean(0).tolist(),
-        gap=fidelity_gap(own, others),
-        objects=_per_frame(objects),
-        seconds_per_frame=spent / (len(own) * config.frames),
-    )
+
+    def _note(self, name: str, scores: Float[Tensor, "b f"]) -> None:
+        self.frames.setdefault(name, []).append(scores)
+
+    def _add_motion(self, batch: "Batch", imagined: Tensor) -> None:
+        """Compare what moves, from the last past frame on."""
+        last, p = batch.past[:, :, -1:], batch.past.shape[2]
+        real = torch.cat([last, batch.real], dim=2)
+        scores = motion_scores(torch.cat([last, imagined], dim=2), real)
+        found = {name: getattr(scores, name) for name in ("spatial", "weighted", "temporal")}
+        if self.takes is not None:
+            done, length = len(self.captions), p + batch.real.shape[2]
+            some = [self.takes[done + i] for i in range(len(batch.clips))]
+            second = torch.cat([to_model(clip.read(p - 1, length)) for clip in some])
+            found["physics_iq"] = physics_iq(scores, motion_scores(second, real))
+        for name, values in found.items():
+            self.clips.setdefault(name, []).append(values)
+
+    def _add_effector(self, batch: "Batch", imagined: Tensor, other: Tensor) -> None:
+        reader, p = self.readers.effector, batch.past.shape[2]
+        labels = [clip.labels().get("effector_pixel") for clip in batch.clips]
+        places = [label[p : p + imagined.shape[2]].float() for label in labels if label is not None]
+        if reader is None or len(places) < len(labels):
+            return
+        where = torch.stack(places)
+        for name, video in (("imagined", imagined), ("shuffled", other), ("real", batch.real)):
+            read = reader(rearrange(video, "b c f h w -> (b f) c h w")).view(*where.shape)
+            self._note(f"effector {name}", (read - where).norm(dim=-1))
+
+    def _add_actions(self, batch: "Batch", imagined: Tensor) -> None:
+        if self.readers.inverse is None:
+            return
+        last = batch.past[:, :, -1:]
+        for name, video in (("imagined", imagined), ("real", batch.real)):
+            whole = torch.cat([last, video], dim=2)
+            pairs = torch.cat([whole[:, :, :-1], whole[:, :, 1:]], dim=1)
+            read = self.readers.inverse(rearrange(pairs, "b c f h w -> (b f) c h w"))
+            self.rows.setdefault(name, []).append(read)
+        self.rows.setdefault("true", []).append(rearrange(batch.action, "b f a -> (b f) a"))
 
 
 def _batches(clips: ClipDataset, past: int, config: EvaluationConfig) -> Iterable[Batch]:
@@ -173,7 +318,7 @@ def _objects(
         return {}
     p, f = batch.past.shape[2], imagined.shape[2]
     segmentation = labels["segmentation"][: p + f]
-    errors, areas = [], []
+    errors, areas, overlaps = [], [], []
     for key in range(1, len(things) + 1):
         mask = (segmentation == key)[None]
         if mask[0, p - 1].sum() < SMALLEST:
@@ -182,9 +327,11 @@ def _objects(
         found = near(colour_mask(imagined, colour), mask[:, p:])
         errors.append(centroid_error(found, mask[:, p:])[0])
         areas.append(permanence(found, mask[:, p:])[0])
+        overlaps.append(mask_overlap(found, mask[:, p:])[0])
     if not errors:
         return {}
-    return {"centroid_error": torch.stack(errors), "permanence": torch.stack(areas)}
+    scores = {"centroid_error": errors, "permanence": areas, "mask_iou": overlaps}
+    return {name: torch.stack(rows) for name, rows in scores.items()}
 
 
 def near(

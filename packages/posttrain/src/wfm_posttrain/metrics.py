@@ -135,6 +135,15 @@ def permanence(
     return torch.where(truth > 0, area / truth, torch.nan)
 
 
+def mask_overlap(
+    imagined: Bool[Tensor, "b t h w"], real: Bool[Tensor, "b t h w"]
+) -> Float[Tensor, "b t"]:
+    """Intersection over union of two masks; NaN where neither holds a pixel."""
+    union = (imagined | real).sum(dim=(2, 3))
+    inside = (imagined & real).sum(dim=(2, 3))
+    return torch.where(union > 0, inside / union.clamp_min(1), torch.nan)
+
+
 def effector_error(
     imagined: Bool[Tensor, "b t h w"], pixel: Float[Tensor, "b t 2"]
 ) -> Float[Tensor, "b t"]:

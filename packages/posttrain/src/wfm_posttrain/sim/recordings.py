@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .episode import MEMBERS, write_atomically, write_episode
-from .scenes import HELD_OUT_SEED, SCENES, Capture, generate_views
+from .scenes import HELD_OUT_SEED, PHYSICS, SCENES, Capture, generate_views
 
 MANIFEST = "dataset.json"
 # Raised whenever the same seed would no longer give the same recording.
@@ -26,12 +26,16 @@ class Job:
     clips: int
     seed: int = 0
     capture: Capture = field(default_factory=Capture)
+    take: int = 0
 
     def __post_init__(self) -> None:
         if self.scene not in SCENES:
             raise ValueError(f"no scene {self.scene!r}; there are {', '.join(SCENES)}")
-        if self.clips < 1 or self.seed < 0:
-            raise ValueError("clips must be at least 1, and seed at least 0")
+        if self.clips < 1 or self.seed < 0 or self.take < 0:
+            raise ValueError("clips must be at least 1, seed and take at least 0")
+        if self.take and self.scene not in PHYSICS:
+            known = ", ".join(PHYSICS)
+            raise ValueError(f"{self.scene} has one take only; those with more are {known}")
         if self.seed < HELD_OUT_SEED < self.seed + self.clips:
             raise ValueError(
                 f"seeds {self.seed} to {self.seed + self.clips - 1} mix training and held-out "
@@ -42,7 +46,8 @@ class Job:
     def settings(self) -> dict[str, object]:
         """What a recording depends on beside its seed; JSON values only."""
         capture = json.loads(json.dumps(asdict(self.capture)))
-        return {"scene": self.scene, "version": VERSION, **capture}
+        take = {"take": self.take} if self.take else {}
+        return {"scene": self.scene, "version": VERSION, **capture, **take}
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def record_all(job: Job, folder: Path, *, workers: int = 1) -> Iterator[Tally]:
 
 def record_one(job: Job, folder: Path, seed: int) -> None:
     """Simulate one seed and write a recording per view."""
-    episodes = generate_views(job.scene, seed, job.capture)
+    episodes = generate_views(job.scene, seed, job.capture, take=job.take)
     stems = [episode.stem for episode in episodes]
     for episode in episodes:
         extra = {"settings": job.settings, "held_out": seed >= HELD_OUT_SEED, "stems": stems}

@@ -67,13 +67,21 @@ def generate(
     return generate_views(scene, seed, capture)[0]
 
 
-def generate_views(scene: str, seed: int, capture: Capture) -> tuple[Episode, ...]:
-    """Simulate once and film with every camera that ``capture`` asks for."""
+def generate_views(
+    scene: str, seed: int, capture: Capture, *, take: int = 0
+) -> tuple[Episode, ...]:
+    """Simulate once and film with every camera that ``capture`` asks for.
+
+    ``take`` 1 and up repeat a physics scene with slightly other beginnings.
+    """
     if scene not in SCENES:
         raise ValueError(f"no scene {scene!r}; there are {', '.join(SCENES)}")
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must not be negative")
     if scene in PHYSICS:
-        return importlib.import_module(".physics", __package__).record(scene, seed, capture)
+        module = importlib.import_module(".physics", __package__)
+        return module.record(scene, seed, capture, take=take)
+    if take:
+        raise ValueError(f"{scene} has one take only; those with more are {', '.join(PHYSICS)}")
     module = importlib.import_module("." + scene.replace("-", "_"), __package__)
     return module.record(seed, capture)
