@@ -1,5 +1,7 @@
 """The transformer against stored runs of NVIDIA's own modules (see the JSON beside them)."""
 
+import math
+
 import pytest
 import torch
 from fakes import tiny
@@ -103,21 +105,31 @@ def test_the_built_in_size_is_small():
     assert sum(p.numel() for p in lm.parameters()) <= 7_500_000
 
 
-@given(prompt=st.integers(1, 9), seed=st.integers(0, 2**31), rows=st.integers(1, 3))
-def test_the_cache_changes_nothing(prompt, seed, rows):
-    lm = tiny()
+@given(
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 2**31),
+    rows=st.integers(1, 3),
+    bov=st.booleans(),
+)
+def test_the_cache_changes_nothing_on_any_grid(grid, share, seed, rows, bov):
+    lm = tiny(bov=bov, max_positions=64)
     noise = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(40, (rows, 12), generator=noise)
+    n = bov + math.prod(grid)
+    tokens = torch.randint(40, (rows, n), generator=noise)
     context = torch.randn(rows, 4, 8, generator=noise)
+    prompt = 1 + int(share * (n - 1))
     with torch.no_grad():
-        full = lm.logits(tokens, {"text": context})
-        cache = lm.new_cache(rows, 12, context)
-        steps = [lm.step(tokens[:, :prompt], cache)]
-        middle = (prompt + 12) // 2  # several tokens at once, then one by one
-        steps.append(lm.step(tokens[:, prompt:middle], cache)) if middle > prompt else None
-        ends = [prompt, middle] if middle > prompt else [prompt]
-        for i in range(middle, 12):
-            steps.append(lm.step(tokens[:, i : i + 1], cache))
+        full = lm.logits(tokens, {"text": context}, grid=grid)
+        cache = lm.new_cache(rows, n, context)
+        steps = [lm.step(tokens[:, :prompt], cache, grid=grid)]
+        middle = (prompt + n) // 2  # several tokens at once, then one by one
+        ends = [prompt]
+        if middle > prompt:
+            steps.append(lm.step(tokens[:, prompt:middle], cache, grid=grid))
+            ends.append(middle)
+        for i in range(middle, n):
+            steps.append(lm.step(tokens[:, i : i + 1], cache, grid=grid))
             ends.append(i + 1)
     for end, scores in zip(ends, steps, strict=True):
         torch.testing.assert_close(scores, full[:, end - 1], rtol=1e-4, atol=2e-5)

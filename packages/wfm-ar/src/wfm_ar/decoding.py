@@ -157,14 +157,15 @@ def decode(
         return prompt.new_empty(b, 0)
     if context is not None:
         context = context.expand(b, -1, -1)
-    cache = lm.new_cache(b, p + n - 1, context)
     tokens = prompt.new_empty(b, n)
-    latest = prompt
-    for i in range(n):
-        latest = sampler(lm.step(latest, cache, grid=grid).float())
-        tokens[:, i : i + 1] = latest
-        if progress is not None:
-            progress(i + 1, n)
+    with torch.inference_mode():
+        cache = lm.new_cache(b, p + n - 1, context)
+        latest = prompt
+        for i in range(n):
+            latest = sampler(lm.step(latest, cache, grid=grid).float())
+            tokens[:, i : i + 1] = latest
+            if progress is not None:
+                progress(i + 1, n)
     return tokens
 
 

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .layers import SelfAttention
 from .model import ArTransformer
 
 WEIGHTS = ("float32", "bfloat16", "int8")
@@ -87,10 +88,13 @@ def for_decoding(lm: ArTransformer, *, weights: str | None = None) -> ArTransfor
         fast = ArTransformer(lm.config)
     fast.load_state_dict(lm.state_dict(), assign=True)
     fast.world = lm.world
+    fast.requires_grad_(False)
     for name, part in list(fast.named_modules()):
         if isinstance(part, nn.Linear):
             fast.set_submodule(name, _laid_out(part.weight, weights))
-    return fast.eval().requires_grad_(False)
+        elif isinstance(part, SelfAttention):
+            part.norm_weights = part.stacked_norms()
+    return fast.eval()
 
 
 def _laid_out(weight: Tensor, weights: str | None) -> nn.Module:

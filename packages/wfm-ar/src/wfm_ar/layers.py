@@ -46,11 +46,14 @@ class SelfAttention(nn.Module):
         super().__init__()
         heads, groups, dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.heads, self.groups, self.head_dim = heads, groups, dim
+        self.eps = config.norm_eps
         self.interleaved = config.rope == "1d-interleaved"
         self.qkv = nn.Linear(config.dim, (heads + 2 * groups) * dim, bias=False)
         self.out = nn.Linear(heads * dim, config.dim, bias=False)
         self.q_norm = RMSNorm(dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.norm_weights: Float[Tensor, "h 1 d"] | None
+        self.register_buffer("norm_weights", None, persistent=False)  # set for decoding only
 
     def forward(
         self, x: Float[Tensor, "b n c"], rotation: Rotation, cache: LayerCache | None = None
@@ -64,17 +67,17 @@ class SelfAttention(nn.Module):
             k, v = cache.append(k, v)
         return self.out(rearrange(attend(q, k, v, causal=True), "b h n d -> b n (h d)"))
 
-    def _norm(self, x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
-        """Norm the heads of queries, then those of keys, in one go."""
+    def stacked_norms(self) -> Float[Tensor, "h 1 d"] | None:
+        """Return the norm weights of every head, queries before keys; None without norms."""
         if not (isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm)):
-            return x
-        weight = torch.cat(
-            [
-                self.q_norm.weight.expand(self.heads, 1, -1),
-                self.k_norm.weight.expand(self.groups, 1, -1),
-            ]
-        )
-        return normalize(x, self.q_norm.eps) * weight
+            return None
+        q, k = self.q_norm.weight, self.k_norm.weight
+        return torch.cat([q.expand(self.heads, 1, -1), k.expand(self.groups, 1, -1)])
+
+    def _norm(self, x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+        """Norm the heads of queries and of keys in one go."""
+        weights = self.stacked_norms() if self.norm_weights is None else self.norm_weights
+        return x if weights is None else normalize(x, self.eps) * weights
 
 
 class CrossAttention(nn.Module):

@@ -211,7 +211,8 @@ class ArTransformer(nn.Module):
             raise ValueError(f"{stop} tokens; grid {grid or config.grid} has room for {room}")
         key = (grid, like.device, like.dtype)
         if key not in self._tables:
-            with torch.no_grad():
+            # Outside of any inference mode: a training may want the same tables.
+            with torch.inference_mode(mode=False), torch.no_grad():
                 cos, sin = rotary_tables(config, grid)
                 sin = signed(sin, interleaved=config.rope == "1d-interleaved")
                 absolute = absolute_table(config, grid) if config.absolute_positions else None
