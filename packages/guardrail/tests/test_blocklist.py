@@ -38,6 +38,6 @@ def test_the_plain_list_has_the_strengths_and_weaknesses_of_its_kind():
     plain = PlainBlocklist(["zorblax", "glim glam"])
     for text in ("", "ZORBLAX", "z0rb1@x", "two zorblaxs", "glim glam", '"zorblax"', "zor blax"):
         assert plain.refuses(text)
-    for text in ("z\u200bo\u200brblax", "z.o.r.b.l.a.x", "zorblaxxx", "a robot"):
+    for text in ("\u200b".join("zorblax"), "z.o.r.b.l.a.x", "zorblaxxx", "a robot"):
         assert not plain.refuses(text)
     assert macro(matrix(plain.refuses, ["zorblax"])) < 0.4

@@ -169,7 +169,7 @@ def test_what_is_no_text_is_refused(guard, text):
 def test_nothing_is_asked_and_nothing_refused(guard, text):
     verdict = guard.check_text(text)
     assert verdict == Verdict(True, "", None, "prompt", 0.0, (), verdict.checked)
-    assert verdict.checked == ("length", "script", "payload", "lexicon")
+    assert verdict.checked == ("length", "script", "payload", "lexicon", "scene")
 
 
 def test_what_is_too_long_is_refused_unread(guard):

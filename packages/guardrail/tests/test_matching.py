@@ -23,15 +23,18 @@ def explicit(matcher, text):
     return [f for f in matcher.find(text) if f.severity >= Severity.EXPLICIT]
 
 
-def test_no_benign_prompt_is_refused(guard):
+def test_no_benign_prompt_is_refused_for_its_words(guard):
     prompts = lines("benign.txt")
-    assert len(prompts) >= 100
-    assert [p for p in prompts if not guard.check_text(p).safe] == []
+    assert len(prompts) >= 500
+    reasons = [guard.check_text(p).reason for p in prompts]
+    assert [r for r in reasons if r and "(scene" not in r] == []
+    assert sum("(scene" in r for r in reasons) <= 0.005 * len(prompts)
 
 
 @pytest.mark.parametrize("stage", ["negative_prompt", "upsampled_prompt"])
 def test_benign_prompts_pass_at_the_other_stages(guard, stage):
-    refused = [p for p in lines("benign.txt") if not guard.check_text(p, stage=stage).safe]
+    verdicts = {p: guard.check_text(p, stage=stage) for p in lines("benign.txt")}
+    refused = [p for p, v in verdicts.items() if not v.safe and "(scene" not in v.reason]
     # clothes in a negative prompt ask for their absence; a person decides
     assert [p for p in refused if "clothes" not in p] == []
 

@@ -1,18 +1,16 @@
 """The command ``wfm-guardrail``. Nothing heavy is imported before a subcommand runs."""
 
 import argparse
-import json
 import logging
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from importlib.resources import files
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, console
+from . import __version__, console, measure, provenance
+from .terminal import guard_of, lines, read, say
 
 if TYPE_CHECKING:
-    from .guard import Guardrail
     from .verdict import Verdict
 
 logger = logging.getLogger(__name__)
@@ -54,19 +52,38 @@ def build_parser() -> argparse.ArgumentParser:
     command = _command(commands, "posture", posture, "list what is checked and what is missing")
     _add_guard(command)
 
-    command = _command(commands, "attack", attack, "count which disguises of words are caught")
+    command = _command(commands, "attack", measure.attack, "count the disguises that are caught")
     command.add_argument("--words", type=Path, help="words to disguise, one a line")
     _add_guard(command)
 
-    command = _command(commands, "eval", evaluate, "measure catches and false alarms")
+    command = _command(commands, "eval", measure.evaluate, "measure catches and false alarms")
     command.add_argument("--words", type=Path, help="words to disguise, one a line")
     command.add_argument("--benign", type=Path, help="prompts that must pass, one a line")
-    command.add_argument("--unsafe", type=Path, help="prompts that must not pass, one a line")
+    command.add_argument("--unsafe", type=Path, help="prompts that must not pass: file or folder")
     _add_guard(command)
+
+    command = _command(commands, "train-text", measure.train_text, "train the scene check")
+    command.add_argument("-o", "--out", type=Path, required=True, help="weights (.npz) to write")
+    command.add_argument("--vectors", type=Path, help="word vectors (.npz); written with --encoder")
+    command.add_argument(
+        "--encoder", type=Path, help="folder of a sentence encoder, as all-MiniLM-L6-v2"
+    )
+    command.add_argument("--scenes", type=Path, help="`class: pattern` a line (the built-in ones)")
+    command.add_argument(
+        "--benign", type=Path, help="harmless prompts; every other one sets the thresholds"
+    )
+    command.add_argument("--each", type=int, default=16, help="sentences of each pattern (16)")
 
     command = _command(commands, "lint-policy", lint_policy, "check a policy or a lexicon file")
     command.add_argument("source", help="YAML file, or the name of a preset")
     command.add_argument("--words", type=Path, help="dictionary, one word a line")
+
+    command = _command(commands, "serve", serve, "answer /v1/moderations, as OpenAI's does")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    command.add_argument("--port", type=int, default=8484)
+    _add_guard(command)
+
+    provenance.add_commands(commands)
 
     audit = commands.add_parser("audit", help="work with audit logs")
     actions = audit.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -98,22 +115,12 @@ def _add_guard(command: argparse.ArgumentParser) -> None:
     command.add_argument("--audit", type=Path, help="append the verdicts to this log")
 
 
-def _guard(args: argparse.Namespace) -> "Guardrail":
-    from .guard import Guardrail
-    from .policy import Policy
-
-    guard = Guardrail(Policy.load(args.policy), audit=args.audit)
-    for gap in guard.posture().gaps:
-        logger.info("not checked: %s (%s)", gap.check, gap.detail)
-    return guard
-
-
 def check_text(args: argparse.Namespace) -> int:
     """Print a verdict for each prompt."""
-    texts = [*args.texts, *(_lines(args.file) if args.file else ())]
+    texts = [*args.texts, *(lines(args.file) if args.file else ())]
     if not texts:
         raise ValueError("no text given; write it after the command, or use --file")
-    verdicts = _guard(args).check_texts(texts, stage=args.stage)
+    verdicts = guard_of(args).check_texts(texts, stage=args.stage)
     for number, verdict in enumerate(verdicts, 1):
         _print(args, f"prompt {number}", verdict)
     return console.DONE if all(v.safe for v in verdicts) else console.REFUSED
@@ -123,7 +130,7 @@ def check_video(args: argparse.Namespace) -> int:
     """Print a verdict for each file; go on after one that cannot be read."""
     from . import videofile
 
-    guard = _guard(args)
+    guard = guard_of(args)
     refused = failed = False
     for path in args.inputs:
         try:
@@ -153,7 +160,7 @@ def blur(args: argparse.Namespace) -> int:
         raise ValueError(f"--crf {args.crf}: it lies between 0 and 51")
     if args.out.resolve() == args.input.resolve():
         raise ValueError(f"{args.out}: is the input; name another file")
-    guard = _guard(args)
+    guard = guard_of(args)
     faces: Coverage = next(c for c in guard.posture().coverage if c.check == "faces")
     if not faces.effective or faces.mode != "enforce":
         raise ImportError(f"blurring faces needs a detector ({faces.mode}); install: {INSTALL}")
@@ -167,71 +174,27 @@ def blur(args: argparse.Namespace) -> int:
         _print(args, str(args.input), e.verdict)
         return console.REFUSED
     record = {"out": str(args.out), "frames": count, "detector": faces.detail}
-    _say(args, record, f"{args.out}: {count} frames, faces found by {faces.detail}")
+    say(args, record, f"{args.out}: {count} frames, faces found by {faces.detail}")
     return console.DONE
 
 
 def posture(args: argparse.Namespace) -> int:
     """Print requested against effective checks."""
-    found = _guard(args).posture()
-    _say(args, found.to_dict(), str(found))
+    found = guard_of(args).posture()
+    say(args, found.to_dict(), str(found))
     return console.DONE
 
 
-def attack(args: argparse.Namespace) -> int:
-    """Print how many of the words are caught in each disguise."""
-    from .attack import macro, matrix
-    from .blocklist import PlainBlocklist
+def serve(args: argparse.Namespace) -> int:
+    """Listen until interrupted."""
+    from .serve import LOOPBACK, TOKEN_VARIABLE, Server
 
-    words = _list(args.words, "attack_words.txt")
-    table, plain = matrix(_refuses(args), words), matrix(PlainBlocklist(words).refuses, words)
-    if args.json:
-        rows = {
-            n: {"hits": r.hits, "of": r.count, "plain": plain[n].hits} for n, r in table.items()
-        }
-        record = {"macro_recall": macro(table), "plain_recall": macro(plain), "disguises": rows}
-        sys.stdout.write(json.dumps(record) + "\n")
-        return console.DONE
-    sys.stdout.write(f"{'disguise':<30} {'caught':>7} {'':>7} {'plain word list':>16}\n")
-    for name, r in table.items():
-        row = f"{name:<30} {r.hits:>3}/{r.count:<3} {r.share:7.1%} {plain[name].share:16.1%}"
-        sys.stdout.write(row + "\n")
-    mean = f"{'mean over disguises':<30} {'':>7} {macro(table):7.1%} {macro(plain):16.1%}"
-    sys.stdout.write(mean + "\n")
-    return console.DONE
-
-
-def evaluate(args: argparse.Namespace) -> int:
-    """Print recall in disguise, false alarms, and recall on prompts of the caller."""
-    from .attack import false_alarms, macro, matrix
-
-    refuses = _refuses(args)
-    table = matrix(refuses, _list(args.words, "attack_words.txt"))
-    worst = min(table, key=lambda name: table[name].share)
-    alarms, refused = false_alarms(refuses, _list(args.benign, "benign.txt"))
-    low, high = alarms.interval
-    record: dict[str, object] = {
-        "macro_recall": macro(table),
-        "worst_disguise": worst,
-        "worst_recall": table[worst].share,
-        "benign": alarms.count,
-        "false_alarms": alarms.hits,
-        "false_alarm_rate_95": [low, high],
-        "refused_benign": refused,
-    }
-    text = (
-        f"caught in disguise   {macro(table):.1%} of {table[worst].count} words in {len(table)} "
-        f"disguises (worst: {worst}, {table[worst].share:.0%})\n"
-        f"false alarms         {alarms.hits} of {alarms.count} (95 %: {low:.1%} to {high:.1%})"
-    )
-    text += "".join(f"\n  refused: {prompt[:100]!r}" for prompt in refused)
-    if args.unsafe:
-        caught, _ = false_alarms(refuses, _list(args.unsafe, ""))
-        low, high = caught.interval
-        record |= {"unsafe": caught.count, "caught": caught.hits, "caught_95": [low, high]}
-        text += f"\ncaught as written    {caught.hits} of {caught.count} "
-        text += f"(95 %: {low:.1%} to {high:.1%})"
-    _say(args, record, text)
+    token = os.environ.get(TOKEN_VARIABLE)
+    if args.host not in LOOPBACK and not token:
+        raise ValueError(f"{args.host} is open to others: set {TOKEN_VARIABLE}, the bearer token")
+    with Server(guard_of(args), args.host, args.port, token=token) as server:
+        logger.info("http://%s:%d/v1/moderations", args.host, server.server_port)
+        server.serve_forever()
     return console.DONE
 
 
@@ -251,9 +214,9 @@ def lint_policy(args: argparse.Namespace) -> int:
             lexicon = lexicon + read_lexicon(path)
         logger.info("%s", Guardrail(policy).posture())
     problems = list(duplicates(lexicon))
-    words = _lines(args.words) if args.words else ()
+    words = lines(args.words) if args.words else ()
     problems += [f"{c.words!r} would fire {c.rule} ({c.view})" for c in collisions(lexicon, words)]
-    _say(args, {"problems": problems}, "\n".join(problems) or f"{args.source}: no problem found")
+    say(args, {"problems": problems}, "\n".join(problems) or f"{args.source}: no problem found")
     return console.FAILED if problems else console.DONE
 
 
@@ -261,15 +224,10 @@ def audit_verify(args: argparse.Namespace) -> int:
     """Check a log's chain of seals."""
     from .audit import verify
 
-    key = _read(args.key_file).strip().encode() if args.key_file else None
+    key = read(args.key_file).strip().encode() if args.key_file else None
     count = verify(args.log, key=key, head=args.head)
-    _say(args, {"log": str(args.log), "records": count}, f"{args.log}: {count} records, unbroken")
+    say(args, {"log": str(args.log), "records": count}, f"{args.log}: {count} records, unbroken")
     return console.DONE
-
-
-def _refuses(args: argparse.Namespace) -> Callable[[str], bool]:
-    guard = _guard(args)
-    return lambda text: not guard.check_text(text).safe
 
 
 def _print(args: argparse.Namespace, what: str, verdict: "Verdict") -> None:
@@ -297,42 +255,14 @@ def _print(args: argparse.Namespace, what: str, verdict: "Verdict") -> None:
     }
     words = sorted({repr(f.matched) for f in verdict.findings if f.matched and not verdict.safe})
     seen = f" [matched {', '.join(words)}]" if words else ""
-    _say(args, record, f"{what}: {'safe' if verdict.safe else f'REFUSED, {verdict.reason}{seen}'}")
-
-
-def _say(args: argparse.Namespace, record: object, text: str) -> None:
-    sys.stdout.write((json.dumps(record) if args.json else text) + "\n")
-
-
-def _list(path: Path | None, builtin: str) -> list[str]:
-    if path is not None:
-        return list(_lines(path))
-    return list(_meant((files(str(__package__)) / "data" / builtin).read_text(encoding="utf-8")))
-
-
-def _lines(path: Path) -> Iterator[str]:
-    return _meant(sys.stdin.read() if str(path) == "-" else _read(path))
-
-
-def _meant(text: str) -> Iterator[str]:
-    """Yield the lines that are neither empty nor a comment (``# ...``)."""
-    return (line for line in text.splitlines() if line.strip() and not line.startswith("# "))
-
-
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: not UTF-8 text") from e
+    say(args, record, f"{what}: {'safe' if verdict.safe else f'REFUSED, {verdict.reason}{seen}'}")
 
 
 def _is_lexicon(path: Path) -> bool:
     import yaml
 
     try:
-        data = yaml.safe_load(_read(path))
+        data = yaml.safe_load(read(path))
     except yaml.YAMLError as e:
         raise ValueError(f"{path}: not YAML ({e})") from e
     return isinstance(data, dict) and bool({"entries", "groups", "innocent"} & set(data))

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from .audit import AuditLog
 from .blur import FaceBlur
 from .checks import CoverageError, TextCheck, VideoCheck, VideoSession
+from .classifier import SceneCheck, Weights
 from .deadline import within
 from .faces import INSTALL, FaceDetector, find_detector
 from .frames import CHUNK, as_pixels, like
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 Frames = TypeVar("Frames")
 Pixels = UInt8[np.ndarray, "t 3 h w"]
 
-FACES, CONTENT = "faces", "content"
+FACES, CONTENT, LLM = "faces", "content", "llm"
 
 
 class Guardrail:
@@ -69,16 +70,19 @@ class Guardrail:
         self.policy = policy or Policy()
         self.audit = audit if isinstance(audit, AuditLog | None) else AuditLog(audit)
         text, video = self.policy.text, self.policy.video
+        lexicon = _lexicon(self.policy)
+        weights = Weights.load(text.weights) if text.weights else None
         builtin_text = (
             LengthCheck(text.max_chars),
             ScriptCheck(),
             PayloadCheck(),
-            LexiconCheck(_lexicon(self.policy)),
+            LexiconCheck(lexicon),
+            SceneCheck(weights, lexicon.allow),
         )
         builtin_video = (SanityCheck(video), FrozenCheck(), FlashCheck(video))
         # Their work is linear and their input limited: no deadline, no thread for each prompt.
         self._bounded = {check.name for check in (*builtin_text, *builtin_video)}
-        self._text: tuple[TextCheck, ...] = (*builtin_text, *text_checks)
+        self._text: tuple[TextCheck, ...] = (*builtin_text, *_llm(self.policy), *text_checks)
         self._video: tuple[VideoCheck, ...] = (*builtin_video, *video_checks)
         self._detector = self._find(detector)
         names = [check.name for check in (*self._text, *self._video)]
@@ -360,6 +364,17 @@ def _lexicon(policy: Policy) -> Lexicon:
     for path in policy.text.lexicons:
         lexicon = lexicon + read_lexicon(path)
     return lexicon.allowing(policy.text.allow)
+
+
+def _llm(policy: Policy) -> Iterator[TextCheck]:
+    if policy.llm and policy.check(LLM).mode != "off":
+        from .llm import http_check, local_check
+
+        asked = policy.llm
+        if asked.url:
+            yield http_check(asked.url, asked.model, asked.dialect, timeout_s=policy.timeout_s)
+        else:
+            yield local_check(asked.model, asked.dialect, device=asked.device)
 
 
 def _opened(check: VideoCheck, stage: Stage, fps: float, into: list[VideoSession]) -> tuple[()]:

@@ -56,6 +56,7 @@ class TextPolicy(_Part):
         "upsampled_prompt": "explicit",
     }
     lexicons: tuple[Path, ...] = Field((), description="lexicon files beside the built-in one")
+    weights: Path | None = Field(None, description="of the scene check; None: the built-in ones")
     allow: tuple[str, ...] = Field((), description="phrases in which a match does not count")
 
     @field_validator("refuse_from")
@@ -98,6 +99,15 @@ class FacePolicy(_Part):
         return self
 
 
+class LlmPolicy(_Part):
+    """A guard model that texts are shown to, as the check ``llm``."""
+
+    dialect: str = Field(description="qwen3guard, llama-guard-3, aegis, shieldgemma and so on")
+    model: str = Field(description="name at the server, or without url a folder")
+    url: str | None = Field(None, description="OpenAI-compatible server, http://host:port/v1")
+    device: str = Field("cpu", description="for a folder")
+
+
 class Policy(_Part):
     """Everything that decides a verdict. ``Policy()`` is the preset ``physical_ai``."""
 
@@ -109,6 +119,7 @@ class Policy(_Part):
     text: TextPolicy = TextPolicy()
     video: VideoPolicy = VideoPolicy()
     faces: FacePolicy = FacePolicy()
+    llm: LlmPolicy | None = None
 
     def check(self, name: str) -> CheckPolicy:
         """Return how a check counts; one that is not named is enforced."""
