@@ -48,6 +48,9 @@ class ActionConfig(BaseModel):
     held_out: str | int = Field(
         32, description="clips that are not trained on: another reference, or so many of the last"
     )
+    size: tuple[int, int] | None = Field(
+        None, description="rows and columns that clips are brought to; None: as they are"
+    )
     backend: Backend = DiffusionBackend()
     past_frames: int = Field(2, gt=0, description="frames that a prediction looks at")
     lora: LoraConfig | None = Field(None, description="None: the whole network is trained")
@@ -76,7 +79,7 @@ def train(
         ValueError: settings, clips or references that do not fit.
     """
     run = Path(run)
-    clips, held_out = split(config.clips, config.held_out)
+    clips, held_out = split(config.clips, config.held_out, config.size)
     codec = load_codec(config.backend.codec)
     if isinstance(codec, nn.Module):
         codec.to(device)

@@ -47,6 +47,9 @@ class ClipConfig(BaseModel):
     held_out: str | int = Field(
         32, description="clips that are not trained on: another reference, or so many of the last"
     )
+    size: tuple[int, int] | None = Field(
+        None, description="rows and columns that clips are brought to; None: as they are"
+    )
     condition: Condition
     backend: Annotated[ClipDenoising | ClipTokens, Field(discriminator="kind")] = ClipDenoising()
     latents: Literal["video", "image"] = Field("video", description="image: frames encoded alone")

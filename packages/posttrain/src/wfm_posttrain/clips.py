@@ -104,31 +104,39 @@ class Part:
         return self.clips[self.numbers[index]]
 
 
-def open_clips(reference: str) -> ClipDataset:
+def open_clips(reference: str, size: tuple[int, int] | None = None) -> ClipDataset:
     """Open a folder of recordings, or what a ``module:callable=ARGUMENT`` reference makes.
+
+    A folder may also be a data set of LeRobot, Bridge, nuScenes or Replicator (``importers``),
+    with options behind a ``?``. With ``size`` (h, w) all clips are brought to it.
 
     Raises:
         FileNotFoundError: no such folder, or nothing in it.
         ValueError: the reference cannot be resolved or is no ClipDataset.
     """
-    if Path(reference).expanduser().is_dir() or ":" not in reference:
-        return ClipFolder(reference)
-    found = resolve(reference, "wfm.clips")
+    from .importers import Resized, recognise
+
+    if Path(reference.partition("?")[0]).expanduser().is_dir() or ":" not in reference:
+        found = recognise(reference) or ClipFolder(reference)
+    else:
+        found = resolve(reference, "wfm.clips")
     if not isinstance(found, ClipDataset):
         raise ValueError(f"{reference}: gives a {type(found).__name__}, not a ClipDataset")
-    return found
+    return found if size is None else Resized(found, size)
 
 
-def split(reference: str, held_out: str | int) -> tuple[ClipDataset, ClipDataset]:
+def split(
+    reference: str, held_out: str | int, size: tuple[int, int] | None = None
+) -> tuple[ClipDataset, ClipDataset]:
     """Open the clips to train on, and those to check with.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: too few clips for as many to be held out.
     """
-    clips = open_clips(reference)
+    clips = open_clips(reference, size)
     if isinstance(held_out, str):
-        return clips, open_clips(held_out)
+        return clips, open_clips(held_out, size)
     cut = len(clips) - held_out
     if held_out < 2 or cut < 1:
         raise ValueError(

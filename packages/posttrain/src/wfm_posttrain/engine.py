@@ -87,7 +87,7 @@ class _Run:
 
     def __init__(self, config: ClipConfig, folder: Path, ranks: Ranks, device: str) -> None:
         self.config, self.folder, self.ranks, self.device = config, folder, ranks, device
-        self.clips, self.held_out = split(config.clips, config.held_out)
+        self.clips, self.held_out = split(config.clips, config.held_out, config.size)
         self.codec = load_codec(config.backend.codec)
         if isinstance(self.codec, nn.Module):
             self.codec.to(device)

@@ -72,7 +72,9 @@ def step_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
 
     So a resumed run needs no generator state, and several processes draw what one would.
     """
-    return torch.Generator().manual_seed(seed * 1_000_003 + step + part * 2**40)
+    # The CPU's generator looks at 32 bits of the seed only.
+    number = seed * 1_000_003 + step + part * 999_999_937
+    return torch.Generator().manual_seed(number % 2**32)
 
 
 def fit(

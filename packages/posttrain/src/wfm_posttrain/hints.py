@@ -16,7 +16,7 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def depth_picture(
-    depth: Float[Tensor, "t h w"], near: float, far: float
+    depth: Float[Tensor, "t h w"], near: float | int, far: float | int
 ) -> UInt8[Tensor, "t 3 h w"]:
     """Draw inverse depth: white at ``near`` metres, black from ``far`` on and where it is 0."""
     depth = depth.float()
@@ -39,7 +39,7 @@ def segment_picture(segments: Int[Tensor, "t h w"]) -> UInt8[Tensor, "t 3 h w"]:
 
 
 def edge_picture(
-    frames: UInt8[Tensor, "t 3 h w"], *, low: float = 40.0, high: float = 100.0
+    frames: UInt8[Tensor, "t 3 h w"], *, low: float | int = 40, high: float | int = 100
 ) -> UInt8[Tensor, "t 3 h w"]:
     """Draw edges by Canny's method (1986): white where the brightness jumps.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .clips import Codec
 from .interfaces import Denoiser, LatentCodec, TextEncoder
 from .moments import encode_video
+from .multiview import from_there, points
 from .steering import ConditionNet, Place, Steering
 
 HIGHEST, LOWEST, RHO = 80.0, 0.002, 7.0
@@ -132,9 +133,7 @@ class ClipWorld:
             last = x.narrow(axis, x.shape[axis] - 1, 1)
             return torch.cat([x, *[last] * (length - x.shape[axis])], dim=axis)
         if name == "trajectory" and start:
-            from .multiview import from_there
-
-            return torch.stack([from_there(way, start) for way in x])
+            return torch.stack([from_there(way, points(start, self.fps)) for way in x])
         if name != "action":
             return x
         # Steps of the window before the first new frame of the rollout are unknown.

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from .interfaces import LabelledClip, LatentCodec
 from .steering import Condition, ConditionNet, Place, Steering, label, only
 
+POINT_RATE = 10.0
+"""Points of a trajectory a second."""
+
 
 class Multiview(Steering):
     """Predict what several cameras see, which drive along a given trajectory."""
@@ -52,7 +55,7 @@ class Multiview(Steering):
                 f"{getattr(clips[0], 'stem', clips[0].caption)}: trajectory is "
                 f"{tuple(found.shape)}; condition.trajectory asks for {self.trajectory}"
             )
-        return {"trajectory": found if start == 0 else from_there(found, start)}
+        return {"trajectory": from_there(found, points(start, clips[0].fps))}
 
     def encoder(self, place: Place, codec: LatentCodec | None = None) -> ConditionNet:
         return ViewEncoder(place, self)
@@ -109,14 +112,19 @@ class ViewEncoder(ConditionNet):
         return {"view": view, "channels": torch.cat(planes, dim=1)}
 
 
-def from_there(
-    trajectory: Float[Tensor, "p 3"], start: int, *, rate: int = 1
-) -> Float[Tensor, "p 3"]:
-    """Return a trajectory as seen from its point ``start * rate``; its last point is repeated.
+def points(frames: int, fps: float) -> int:
+    """Return how many points of a trajectory, ten a second, so many frames take."""
+    return round(frames * POINT_RATE / fps)
+
+
+def from_there(trajectory: Float[Tensor, "p 3"], first: int) -> Float[Tensor, "p 3"]:
+    """Return a trajectory as seen from one of its points; its last point is repeated.
 
     Axes are those of the car there: x along its way, y left, z up.
     """
-    first = min(start * rate, len(trajectory) - 1)
+    if not first:
+        return trajectory
+    first = min(first, len(trajectory) - 1)
     rest = trajectory[first:] - trajectory[first]
     ahead = rest[min(1, len(rest) - 1), :2]
     if ahead.norm() > 1e-6:

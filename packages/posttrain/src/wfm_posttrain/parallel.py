@@ -9,6 +9,7 @@ ones, which load on any number of processes.
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -157,10 +159,24 @@ def save_state(
 def load_state(
     folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
 ) -> int:
-    """Load a distributed checkpoint onto however many processes there are; return its step."""
+    """Load a distributed checkpoint onto however many processes there are; return its step.
+
+    Raises:
+        ValueError: it lacks a weight of the module.
+    """
     weights, moments = get_state_dict(module, optimizer)
-    state = {"step": 0, "module": weights, "optimizer": moments, "average": average}
-    dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    state: dict[str, Any] = {"step": 0, "module": weights, "optimizer": moments, "average": average}
+    alone = not dist.is_initialized()
+    with warnings.catch_warnings():
+        if alone:  # as is meant
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        found = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        wanted = {f"{part}.{name}" for part in ("module", "average") for name in state[part]}
+        if missing := sorted(wanted - found.keys()):
+            raise ValueError(f"{folder}: {missing[0]} is missing; it is of another model")
+        # The optimiser has no moments of weights that the training never used.
+        planner = DefaultLoadPlanner(allow_partial_load=True)
+        dcp.load(state, checkpoint_id=folder, planner=planner, no_dist=alone)
     set_state_dict(
         module, optimizer, model_state_dict=state["module"], optim_state_dict=state["optimizer"]
     )
