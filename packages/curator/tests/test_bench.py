@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wfm_curator import films
-from wfm_curator.analysis import find_recordings, find_shots
+from wfm_curator.analysis import find_shots
 from wfm_curator.cli import main
 from wfm_curator.config import SplitConfig
 from wfm_curator.films import Transition
+from wfm_curator.inputs import find_recordings
 from wfm_curator.judge import detectors, judge, ours, tally
 
 TRUTH = [Transition("hard", 50, 50), Transition("dissolve", 100, 120), Transition("fade", 200, 210)]

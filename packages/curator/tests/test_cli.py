@@ -76,6 +76,47 @@ def test_each_step_alone(folder, capsys):
         assert "twin.mp4" in capsys.readouterr().out
 
 
+def test_a_sweep_says_what_other_limits_would_do(folder, tmp_path, capsys):
+    write(folder / "twin.mp4", moving(0, 17), crf="20")
+    out = str(tmp_path / "out")
+    assert main(["run", str(folder), "-o", out, "--workers", "0", "--json"]) == 0
+    capsys.readouterr()
+    tables = []
+    for place in (out, str(folder)):
+        assert main(["dedup", place, "--sweep", "--json"]) == 0
+        tables.append(lines(capsys))
+    assert tables[0] == tables[1]
+    left_out = [row["left_out"] for row in tables[0]]
+    assert left_out == sorted(left_out, reverse=True)
+    assert left_out[-1] >= 1
+    assert main(["dedup", out, "--sweep"]) == 0
+    assert "of 7" in capsys.readouterr().out
+    assert main(["dedup", out, "--json"]) == 0
+    assert "twin.mp4 [0:17]" in {lines(capsys)[0][k] for k in ("clip", "duplicate_of")}
+
+
+def test_clips_are_found_by_likeness_and_by_words(folder, tmp_path, capsys):
+    write(folder / "mirror.mp4", moving(2, 17)[:, :, ::-1])
+    (folder / "sim-4.txt").write_text("a robot arm lifts the yellow block")
+    (folder / "sim-5.txt").write_text("blocks fall")
+    out, fixed = str(tmp_path / "out"), ["--workers", "0", "--set", "dedup.enabled=false"]
+    assert main(["run", str(folder), "-o", out, *fixed, "--json"]) == 0
+    capsys.readouterr()
+    for query in (str(folder / "sim-2.mp4"), "sim-2"):
+        if query == "sim-2":
+            query = next(c.key for c in ShardedDataset(out) if c.key.startswith("sim-2"))
+        assert main(["search", out, query, "-n", "2", "--json"]) == 0
+        found = [row["recording"] for row in lines(capsys)]
+        assert "mirror.mp4" in found
+    assert main(["search", out, "--text", "robot", "block", "--json"]) == 0
+    assert [row["recording"] for row in lines(capsys)] == ["sim-4.mp4", "sim-5.mp4"]
+    assert main(["search", out, "--text", "robot"]) == 0
+    assert "lifts the yellow block" in capsys.readouterr().out
+    assert main(["search", out, "nothing"]) == 2
+    assert main(["search", out, "--text", "..."]) == 2
+    assert main(["search", str(folder), "x"]) == 2
+
+
 def test_shard_alone_keeps_every_recording_whole(tmp_path, capsys):
     film = np.concatenate([moving(7, 12, 40, 64), moving(8, 12, 40, 64)])
     for name in ("a", "b"):

@@ -257,7 +257,7 @@ def test_recordings_that_are_gone_leave_the_shards(folder, tmp_path):
     assert next(both) == next(both)
 
 
-def test_sound_is_left_behind_without_encoding_pictures(tmp_path):
+def test_sound_is_left_behind_when_asked_without_encoding_pictures(tmp_path):
     import av
 
     path = write(tmp_path / "plain.mp4", moving(0, 20))
@@ -274,7 +274,7 @@ def test_sound_is_left_behind_without_encoding_pictures(tmp_path):
             frame.sample_rate, frame.pts = 8000, 1024 * n
             out.mux(sound.encode(frame))
         out.mux(sound.encode(None))
-    wc.curate(tmp_path / "in", tmp_path / "out", HERE)
+    wc.curate(tmp_path / "in", tmp_path / "out", settings(shard={"audio": False}))
     clip = wc.ShardedDataset(tmp_path / "out")[0]
     (tmp_path / "copy.mp4").write_bytes(clip.member("mp4"))
     with av.open(str(tmp_path / "copy.mp4")) as found, av.open(str(path)) as source:
@@ -299,8 +299,8 @@ def test_what_is_no_ledger_is_not_overwritten(folder, tmp_path):
 
 
 def test_an_unknown_executor_is_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="executor 'ray' is not known"):
-        wc.curate(folder, tmp_path / "out", HERE, executor="ray")
+    with pytest.raises(ValueError, match="executor 'slurm' is not one of local, ray"):
+        wc.curate(folder, tmp_path / "out", HERE, executor="slurm")
 
 
 def test_inputs_of_like_names_are_told_apart(tmp_path):
@@ -317,6 +317,30 @@ def test_the_lowest_quality_goes_when_asked(folder, tmp_path):
     for row in rows(tmp_path / "out"):
         quality[row["state"]].append(row["score_quality"])
     assert max(quality["rejected"]) <= min(quality["kept"])
+
+
+def test_the_page_holds_scores_thresholds_extremes_and_categories(folder, tmp_path):
+    import re
+
+    (folder / "sim-0.json").write_text(json.dumps({"category": "driving"}))
+    (folder / "sim-1.json").write_text(json.dumps({"category": "Nature"}))
+    (folder / "sim-2.json").write_text(json.dumps({"category": "kitchen"}))
+    wc.curate(folder, tmp_path / "out", HERE)
+    limit = sorted(r["score_blur"] for r in rows(tmp_path / "out"))[3]
+    wc.curate(folder, tmp_path / "out", settings(filter={"max_blur": limit}))
+    page = (tmp_path / "out" / "report.html").read_text()
+    data = json.loads(re.search(r"id=scores>(.*?)</script>", page).group(1))
+    assert data["total"] == len(data["rows"]) == 6
+    named = {s["name"]: k for k, s in enumerate(data["sliders"])}
+    assert data["sliders"][named["max_blur"]]["value"] == limit
+    blurred = sum(row[named["max_blur"]] > limit for row in data["rows"])
+    assert blurred == sum(r["reason"] == "blurred" for r in rows(tmp_path / "out")) > 0
+    assert "lowest quality" in page
+    assert "highest motion" in page
+    kinds = {r["recording"]: r["category"] for r in rows(tmp_path / "out")}
+    assert kinds["sim-0.mp4"] == "driving"
+    assert kinds["sim-1.mp4"] == "nature dynamics"
+    assert (kinds["sim-2.mp4"], kinds["sim-3.mp4"]) == ("other", "")
 
 
 def test_the_page_shows_every_fate_and_names_are_escaped(folder, tmp_path):

@@ -10,33 +10,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from . import filters, sidecar, split
+from . import filters, rigs, sidecar, split
 from .config import SplitConfig
 from .embed import Embedding, embed
+from .inputs import files_of
 from .scan import Scan, scan
-from .video import SUFFIXES, Span, VideoError, VideoInfo
+from .sidecar import SidecarError
+from .video import Span, VideoError, VideoInfo
 
 NOT_FACTS = ("path", "embeddings", "strips")
 STRIP_HEIGHT, STRIP_PICTURES = 64, 4
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A file among the inputs; ``name`` is its path below them, with forward slashes."""
-
-    path: Path
-    name: str
-
-    def mark(self, config: SplitConfig) -> str:
-        """Return a digest of all that an analysis depends on, from sizes and times of change."""
-        files = [self.path, *sidecar.paths(self.path)]
-        stats = [(p.stat() if p.is_file() else None) for p in files]
-        parts = [(s.st_size, s.st_mtime_ns) if s else None for s in stats]
-        text = f"{VERSION} {parts} {config.model_dump_json()}"
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-VERSION = 2  # of scores and descriptors; a change makes every run measure anew
 
 
 @dataclass(frozen=True)
@@ -59,7 +42,8 @@ class Clip:
 class Analysis:
     """``clips`` together hold every frame once; embeddings and strips are one for each.
 
-    ``strips`` are JPEGs of a few frames side by side.
+    ``views`` are those of a rig, the reference first; none for a file alone. ``strips`` are
+    JPEGs of a few frames side by side.
     """
 
     name: str
@@ -72,6 +56,7 @@ class Analysis:
     info: VideoInfo
     attributes: dict[str, object]
     text: str
+    views: list[str]
     clips: list[Clip]
     embeddings: list[Embedding]
     strips: list[bytes]
@@ -94,41 +79,16 @@ def info_from(facts: dict[str, Any]) -> VideoInfo:
     return VideoInfo(**values)
 
 
-def find_recordings(inputs: list[Path]) -> list[Recording]:
-    """Return the videos among files and below folders, by name.
-
-    Below a folder a video is known by its suffix; a file that is named is taken as one.
-
-    Raises:
-        FileNotFoundError: an input is not there.
-        ValueError: there is no video at all.
-    """
-    found: dict[Path, str] = {}
-    for place in inputs:
-        if not place.exists():
-            raise FileNotFoundError(f"{place}: no such file or folder")
-        if place.is_file():
-            found.setdefault(place.resolve(), place.name)
-            continue
-        for path in sorted(place.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path, place):
-                found.setdefault(path.resolve(), path.relative_to(place).as_posix())
-    if not found:
-        raise ValueError(f"{', '.join(map(str, inputs))}: no video files in here")
-    names = list(found.values())
-    if len(set(names)) < len(names):  # two inputs with like names: tell them by their whole paths
-        found = {path: path.as_posix().lstrip("/") for path in found}
-    return sorted((Recording(p, n) for p, n in found.items()), key=lambda r: r.name)
-
-
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
-
-
 def analyse(
-    path: str | Path, config: SplitConfig | None = None, *, name: str | None = None
+    path: str | Path,
+    config: SplitConfig | None = None,
+    *,
+    name: str | None = None,
+    rig: Path | None = None,
 ) -> Analysis:
     """Split, measure and embed a recording, decoding it once.
+
+    With ``rig``, a folder of synchronised files, ``path`` is its reference.
 
     Raises:
         FileNotFoundError: no such file.
@@ -136,6 +96,7 @@ def analyse(
         SidecarError: a side-car file is damaged or does not fit.
     """
     path, config = Path(path), (config or SplitConfig()).resolved()
+    parts = None if rig is None else rigs.find(rig)
     json_path, text_path, arrays_path = sidecar.paths(path)
     attributes = sidecar.read_attributes(json_path)
     text = sidecar.read_text(text_path)
@@ -143,9 +104,17 @@ def analyse(
     sidecar.check(arrays_path, sidecar.read_arrays(arrays_path), len(seen))
     name = name or path.name
     digest = _digest(path)
-    found = split.pieces(split.shots(seen, config), len(seen), seen.fps, config)
+    starts = split.shots(seen, config)
+    shared, views = (0, len(seen)), []
+    if parts is not None:
+        shared, views = _shared(parts, len(seen)), [parts.reference, *parts.others]
+        starts = sorted({*starts, *(f for f in shared if f < len(seen))})
+        texts = "".join(map(_digest, files_of(parts.folder)))
+        digest = hashlib.sha256(texts.encode()).hexdigest()
+    found = split.pieces(starts, len(seen), seen.fps, config, shared=shared)
     clips = [_clip(seen, piece, f"{name} {digest}", path.stem) for piece in found]
-    pictures = [_pictures(seen, piece) for piece in found]
+    pictures = [_inside(seen, piece, seen.pictures) for piece in found]
+    smooth = [_inside(seen, piece, seen.smooth) for piece in found]
     return Analysis(
         name=name,
         path=path,
@@ -157,10 +126,24 @@ def analyse(
         info=seen.info,
         attributes=attributes,
         text=text,
+        views=views,
         clips=clips,
-        embeddings=[embed(p) for p in pictures],
+        embeddings=[embed(p, per_second=seen.per_second) for p in smooth],
         strips=[_strip(p) for p in pictures],
     )
+
+
+def _shared(rig: rigs.Rig, frames: int) -> tuple[int, int]:
+    """Return the frames of the reference that all sources share.
+
+    Raises:
+        SidecarError: there are none, or the clock of the reference does not fit its frames.
+    """
+    moments = rigs.clock(rig.path)
+    if len(moments) != frames:
+        text = f"{len(moments)} timestamps for {frames} frames of {rig.reference}"
+        raise SidecarError(f"{rig.folder}: {text}")
+    return rigs.common(rig, moments)
 
 
 def find_shots(path: str | Path, config: SplitConfig | None = None) -> list[int]:
@@ -201,12 +184,12 @@ def _clip(seen: Scan, piece: split.Piece, origin: str, stem: str) -> Clip:
     )
 
 
-def _pictures(seen: Scan, piece: split.Piece) -> np.ndarray:
-    """Return the clip's sampled pictures; for a very short clip, the nearest one."""
+def _inside(seen: Scan, piece: split.Piece, pictures: np.ndarray) -> np.ndarray:
+    """Return those of the sampled pictures in a clip; for a very short clip, the nearest one."""
     inside = (seen.sampled >= piece.start) & (seen.sampled < piece.stop)
     if not inside.any():
         inside[np.argmin(np.abs(seen.sampled - piece.start))] = True
-    return seen.pictures[inside]
+    return pictures[inside]
 
 
 def _strip(pictures: np.ndarray) -> bytes:

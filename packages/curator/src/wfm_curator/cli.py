@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="all five steps, resumable")
     _add_run(run, _run)
+    run.add_argument("--dry-run", action="store_true", help="estimate the cost, write nothing")
     run.add_argument("--strict", action="store_true", help="exit 1 if anything is quarantined")
     only = commands.add_parser("shard", help="every recording whole into shards, unjudged")
     _add_run(only, _shard)
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         step = commands.add_parser(name, help=about)
         console.add_common(step, function)
         step.add_argument("inputs", nargs="+", type=Path, help="video files or folders")
+        if name == "dedup":
+            about = "what other cosines would leave out; also for what `run -o` wrote"
+            step.add_argument("--sweep", action="store_true", help=about)
         _add_settings(step)
     for name, function, about in (
         ("report", _report, "write report.html anew and print the summary"),
@@ -46,14 +50,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == "view":
             look.add_argument("key", nargs="?", help="the clip to unpack")
             look.add_argument("-o", "--out", type=Path, default=Path(), help="where to [.]")
+    search = commands.add_parser("search", help="find clips like a clip or a video, or by words")
+    console.add_common(search, _search)
+    search.add_argument("folder", type=Path, help="what `run -o` wrote")
+    search.add_argument("query", nargs="+", help="a clip's key, a video file, or with --text words")
+    search.add_argument("--text", action="store_true", help="look for words in captions")
+    search.add_argument("-n", "--count", type=int, default=10, help="how many [10]")
     cli_bench.add(commands)
     return console.run(parser, argv)
 
 
 def _add_run(parser: argparse.ArgumentParser, function: Any) -> None:
     console.add_common(parser, function)
-    parser.add_argument("inputs", nargs="+", type=Path, help="video files or folders")
+    about = "video files, folders, patterns, lists, or addresses such as s3://bucket/raw"
+    parser.add_argument("inputs", nargs="+", help=about)
     parser.add_argument("-o", "--out", type=Path, required=True, help="output folder")
+    parser.add_argument("--executor", default="local", help="local, or ray (extra) [local]")
     parser.add_argument("--workers", type=int, help="processes [2]; 0 works in this one")
     parser.add_argument("--seed", type=int, help="of the clustering that finds duplicates [0]")
     _add_settings(parser)
@@ -76,7 +88,21 @@ def _settings(args: argparse.Namespace, *fixed: str) -> "CurateConfig":
 
 
 def _run(args: argparse.Namespace) -> int:
-    return _curate(args, _settings(args))
+    return _estimate(args) if args.dry_run else _curate(args, _settings(args))
+
+
+def _estimate(args: argparse.Namespace) -> int:
+    from .estimate import estimate
+    from .inputs import CACHE, find_recordings
+
+    found = find_recordings(args.inputs, cache=args.out / CACHE)
+    bars = _Bars(hidden=args.quiet or not sys.stderr.isatty())
+    try:
+        cost = estimate(found, _settings(args), progress=lambda *n: bars.update("headers", *n))
+    finally:
+        bars.close()
+    print(json.dumps(cost.as_dict()) if args.json else cost)
+    return console.DONE
 
 
 def _shard(args: argparse.Namespace) -> int:
@@ -95,7 +121,7 @@ def _curate(args: argparse.Namespace, config: "CurateConfig") -> int:
 
     bars = _Bars(hidden=args.quiet or not sys.stderr.isatty())
     try:
-        report = curate(args.inputs, args.out, config, progress=bars.update)
+        report = curate(args.inputs, args.out, config, args.executor, progress=bars.update)
     finally:
         bars.close()
     print(json.dumps(report.as_dict()) if args.json else f"{report}\n{args.out}/report.html")
@@ -126,7 +152,8 @@ class _Bars:
 
 def _analyses(args: argparse.Namespace, config: "CurateConfig") -> Iterator["Analysis"]:
     """Analyse the inputs one by one; an unreadable one is an error here, not a quarantine."""
-    from .analysis import analyse, find_recordings
+    from .analysis import analyse
+    from .inputs import find_recordings
 
     found = find_recordings(args.inputs)
     for recording in console.progress(found, "measure", quiet=args.quiet):
@@ -205,8 +232,32 @@ def _model(config: "CaptionConfig") -> Any:
 
 def _dedup(args: argparse.Namespace) -> int:
     from .dedup import find_duplicates
+    from .sweep import clips_of, sweep
 
     config = _settings(args)
+    if len(args.inputs) == 1 and (args.inputs[0] / "ledger.sqlite").is_file():
+        names, embeddings, ranks = clips_of(args.inputs[0])
+    else:
+        names, embeddings, ranks = _embedded(args, config)
+    if args.sweep:
+        for cosine, found in sweep(embeddings, ranks, config.dedup):
+            share = len(found) / max(1, len(names))
+            row: dict[str, Any] = {"cosine": cosine, "left_out": len(found), "clips": len(names)}
+            least = min(found, key=lambda d: d.cosine, default=None)
+            pair = f"; least alike: {names[least.index]} = {names[least.kept]}" if least else ""
+            _say(args, row, f"{cosine:.2f}  {len(found)} of {len(names)} ({share:.1%}){pair}")
+        return console.DONE
+    for twin in find_duplicates(embeddings, ranks, config.dedup):
+        row = {"clip": names[twin.index], "duplicate_of": names[twin.kept], "how": twin.how}
+        row |= {"cosine": twin.cosine, "difference": twin.difference}
+        evidence = f"cosine {twin.cosine:.3f}, difference {twin.difference:.3f}"
+        how = f"{twin.how}, " if twin.how else ""
+        _say(args, row, f"{names[twin.index]}  =  {names[twin.kept]}  ({how}{evidence})")
+    return console.DONE
+
+
+def _embedded(args: argparse.Namespace, config: "CurateConfig") -> Any:
+    """Return names, embeddings and ranks of the clips of videos."""
     names, embeddings, ranks = [], [], []
     for found in _analyses(args, config):
         pixels = found.info.height * found.info.width
@@ -214,12 +265,7 @@ def _dedup(args: argparse.Namespace) -> int:
             names.append(f"{found.name} [{clip.start}:{clip.stop}]")
             embeddings.append(embedding)
             ranks.append((pixels, clip.scores["quality"], clip.stop - clip.start, -len(ranks)))
-    for twin in find_duplicates(embeddings, ranks, config.dedup):
-        row: dict[str, Any] = {"clip": names[twin.index], "duplicate_of": names[twin.kept]}
-        row |= {"cosine": twin.cosine, "difference": twin.difference}
-        evidence = f"cosine {twin.cosine:.3f}, difference {twin.difference:.3f}"
-        _say(args, row, f"{names[twin.index]}  =  {names[twin.kept]}  ({evidence})")
-    return console.DONE
+    return names, embeddings, ranks
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -249,4 +295,14 @@ def _view(args: argparse.Namespace) -> int:
         path = args.out / f"{clip.key}.{suffix}"
         path.write_bytes(clip.member(suffix))
         _say(args, {"path": str(path)}, str(path))
+    return console.DONE
+
+
+def _search(args: argparse.Namespace) -> int:
+    from . import search
+
+    find = search.words if args.text else search.like
+    for hit in find(args.folder, " ".join(args.query), count=args.count):
+        where = f"{hit.recording} [{hit.start}:{hit.stop}]"
+        _say(args, vars(hit), f"{hit.score:.3f}  {hit.key}  {where}  ({hit.state})  {hit.caption}")
     return console.DONE

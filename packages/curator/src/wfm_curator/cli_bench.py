@@ -36,8 +36,8 @@ def add(commands: Any) -> None:
 
 
 def _make(args: argparse.Namespace) -> int:
-    from .analysis import find_recordings
     from .films import make
+    from .inputs import find_recordings
 
     found = find_recordings(args.inputs)
     films = make(

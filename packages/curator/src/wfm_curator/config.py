@@ -1,6 +1,7 @@
 """Every setting of a curation run, with its unit. Thresholds are judged on kept scores."""
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -67,11 +68,14 @@ class FilterConfig(Settings):
 
 class DedupConfig(Settings):
     enabled: bool = True
-    cosine: float = Field(0.95, gt=0, le=1, description="descriptors at least this similar, and")
-    difference: float = Field(0.08, ge=0, le=1, description="no block differs by more, of 1")
+    cosine: float = Field(0.94, gt=0, le=1, description="descriptors at least this similar, and")
+    difference: float = Field(0.12, ge=0, le=1, description="99 of 100 cells differ by less, of 1")
+    variants: bool = Field(True, description="look for cropped, mirrored and trimmed copies too")
+    against: tuple[Path, ...] = Field((), description="folders of earlier runs: their clips stay")
     clusters: int | None = Field(None, ge=1, description="k of k-means; default sqrt(clips)")
     probes: int = Field(2, ge=1, description="clusters that each clip is looked for in")
     seed: int = 0
+    backend: Literal["numpy", "faiss"] = Field("numpy", description="faiss: extra [faiss]")
 
 
 PROMPT = (
@@ -102,6 +106,7 @@ class CaptionConfig(Settings):
 class ShardConfig(Settings):
     crf: int = Field(12, ge=0, le=40, description="x264 quality of clips that are cut")
     preset: str = Field("veryfast", description="x264 preset")
+    audio: bool = Field(True, description="carry sound into the clips")
     clips: int = Field(1000, ge=1, description="most clips in one tar")
     megabytes: float = Field(500.0, gt=0, description="and about this many bytes of source")
     sides: tuple[int, ...] = Field((64, 128, 256, 480, 720, 1080, 2160), description="shorter side")

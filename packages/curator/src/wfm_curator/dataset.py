@@ -90,6 +90,13 @@ class ShardedClip:
         return tuple(self._entry["members"])
 
     @property
+    def views(self) -> tuple[str, ...]:
+        """The other cameras of a synchronised recording, for `read_view`."""
+        return tuple(
+            s.removesuffix(".mp4") for s in self.members if s.endswith(".mp4") and s != "mp4"
+        )
+
+    @property
     def attributes(self) -> Mapping[str, object]:
         """The recording's side-car JSON, and under ``curation`` where the clip is from."""
         return json.loads(self.member("json"))
@@ -106,10 +113,24 @@ class ShardedClip:
         Raises:
             ValueError: the clip has no such frames.
         """
+        return self._decode("mp4", start, stop)
+
+    def read_view(self, view: str, start: int, stop: int, /) -> "UInt8[Tensor, 't 3 h w']":
+        """Decode frames of another camera; frame n is of the same moment as that of `read`.
+
+        Raises:
+            ValueError: the clip has no such view or frames.
+        """
+        if view not in self.views:
+            have = ", ".join(self.views) or "none"
+            raise ValueError(f"{self.key} has no view {view!r}; it has {have}")
+        return self._decode(f"{view}.mp4", start, stop)
+
+    def _decode(self, suffix: str, start: int, stop: int) -> "UInt8[Tensor, 't 3 h w']":
         torch = _torch()
         if not 0 <= start < stop <= len(self):
             raise ValueError(f"{self.key} has {len(self)} frames; asked for {start} to {stop}")
-        frames = read_frames(self.member("mp4"), start, stop, len(self))
+        frames = read_frames(self.member(suffix), start, stop, len(self))
         return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
 
     def labels(self) -> "Mapping[str, Tensor]":
@@ -144,7 +165,7 @@ def _scan_tars(folder: Path) -> list[dict[str, Any]]:
     for tar in sorted(folder.rglob("*.tar")):
         shard = tar.relative_to(folder).as_posix()
         for name, offset, size in read_places(tar):
-            key, _, suffix = name.rpartition(".")
+            key, _, suffix = name.partition(".")
             entry = entries.setdefault((shard, key), {"key": key, "shard": shard, "members": {}})
             entry["members"][suffix] = [offset, size]
     whole = [e for e in entries.values() if {"mp4", "json"} <= set(e["members"])]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import caption, dedup, filters
+from . import caption, dedup, filters, taxonomy
 from .config import CaptionConfig, CurateConfig
 from .embed import Embedding
 from .ledger import Row
@@ -14,8 +14,9 @@ def decide(
     recordings: Mapping[str, Row],
     embeddings: Mapping[tuple[str, int], Embedding],
     config: CurateConfig,
+    earlier: Mapping[str, Embedding] | None = None,
 ) -> list[Entry]:
-    """Return an entry for every clip, by recording and time."""
+    """Return an entry for every clip, by recording and time; ``earlier`` are kept already."""
     entries = []
     for name, row in sorted(recordings.items()):
         if row.state != "done":
@@ -28,7 +29,8 @@ def decide(
             entry.hash = embeddings[entry.recording, entry.number].hash
     drop_lowest([e for e in entries if e.state == "kept"], config.filter.drop_lowest)
     if config.dedup.enabled:
-        mark_duplicates([e for e in entries if e.state == "kept"], embeddings, config)
+        kept = [e for e in entries if e.state == "kept"]
+        mark_duplicates(kept, embeddings, config, earlier or {})
     return entries
 
 
@@ -52,6 +54,7 @@ def _entry(name: str, facts: Mapping[str, Any], number: int, config: CurateConfi
         reason=reason,
         caption=words.text,
         caption_source=words.source,
+        category=taxonomy.category(facts["attributes"]),
         tags=clip["tags"],
         scores=clip["scores"],
     )
@@ -78,12 +81,29 @@ def mark_duplicates(
     kept: Sequence[Entry],
     embeddings: Mapping[tuple[str, int], Embedding],
     config: CurateConfig,
+    earlier: Mapping[str, Embedding],
 ) -> None:
-    """Of clips that are alike keep the largest, then the best, then the longest, then the first."""
-    ranks = [(e.height * e.width, e.scores["quality"], e.frames, -i) for i, e in enumerate(kept)]
-    vectors = [embeddings[e.recording, e.number] for e in kept]
+    """Of clips that are alike keep the largest, then the best, then the longest, then the first.
+
+    Clips of earlier runs, by their keys, stay whatever is like them.
+    """
+    names = [*earlier, *(e.key for e in kept)]
+    vectors = [*earlier.values(), *(embeddings[e.recording, e.number] for e in kept)]
+    ranks: list[tuple] = [(float("inf"), -i) for i in range(len(earlier))]
+    ranks += [(e.height * e.width, e.scores["quality"], e.frames, -i) for i, e in enumerate(kept)]
     for found in dedup.find_duplicates(vectors, ranks, config.dedup):
-        entry = kept[found.index]
+        if found.index < len(earlier):
+            continue
+        entry = kept[found.index - len(earlier)]
         entry.state, entry.reason = "duplicate", "duplicate"
-        entry.duplicate_of = kept[found.kept].key
+        entry.duplicate_of, entry.duplicate_how = names[found.kept], found.how
+        entry.kept_for = _rule(ranks[found.kept], ranks[found.index])
         entry.cosine, entry.difference = found.cosine, found.difference
+
+
+def _rule(kept: tuple, left: tuple) -> str:
+    """Say what decided which of two clips stays."""
+    names = ("size", "quality", "length", "order")
+    if len(kept) != len(left):
+        return "earlier run"
+    return next(name for name, a, b in zip(names, kept, left, strict=True) if a != b)

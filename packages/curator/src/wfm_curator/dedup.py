@@ -1,9 +1,9 @@
 """Find clips that show the same footage, and keep the best of each.
 
 As in SemDeDup (Abbas et al. 2023): k-means on unit vectors, cosines only within clusters. Each
-clip is looked for in its two nearest clusters, so that pairs on a border are met; equal
-perceptual hashes are met too. A pair must also look the same cell by cell: two recordings of
-one scene by one fixed camera have like vectors, and are not duplicates.
+clip is looked for in its nearest clusters, so that pairs on a border are met. A pair must also
+look the same cell by cell: two recordings of one scene by one fixed camera have like vectors,
+and are not duplicates.
 """
 
 from collections import defaultdict
@@ -12,21 +12,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .clusters import pairs_above
 from .config import DedupConfig
-from .embed import Embedding, difference
+from .embed import Embedding, Variant, difference, mirrored
 
-BLOCK = 1024
-LARGEST_BUCKET = 4096
+CLEARLY = 0.01  # by so much a changed copy must be more alike to be called one
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A clip that is left out, the clip kept for it, and the evidence."""
+    """A clip that is left out, the clip kept for it, and the evidence.
+
+    ``how`` says what the two would have in common: empty if they look alike as they are, else
+    what was done to one of them, such as ``mirrored`` or ``0.5 s later``.
+    """
 
     index: int
     kept: int
     cosine: float
     difference: float
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class _Likeness:
+    cosine: float
+    difference: float
+    how: str
 
 
 def find_duplicates(
@@ -38,80 +50,54 @@ def find_duplicates(
     """
     if len(clips) < 2:
         return []
-    vectors = np.stack([clip.vector for clip in clips]).astype(np.float32)
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
-    cells = np.stack([clip.cells for clip in clips])
-    near = defaultdict(dict)
-    for one, other, cosine, apart in _pairs(vectors, cells, [c.hash for c in clips], config):
-        near[one][other] = near[other][one] = (cosine, apart)
+    near: dict[int, dict[int, _Likeness]] = defaultdict(dict)
+    for one, other, found in _pairs(clips, config):
+        if other not in near[one] or found.cosine > near[one][other].cosine + CLEARLY:
+            near[one][other] = near[other][one] = found
     order = sorted(near, key=lambda i: ranks[i], reverse=True)
     kept: set[int] = set()
     found = []
     for i in order:
-        likes = [(near[i][j][0], -j) for j in near[i] if j in kept]
+        likes = [(near[i][j].cosine, -j) for j in near[i] if j in kept]
         if not likes:
             kept.add(i)
             continue
         best = -max(likes)[1]
-        found.append(Duplicate(i, best, *near[i][best]))
+        found.append(Duplicate(i, best, **vars(near[i][best])))
     return sorted(found, key=lambda d: d.index)
 
 
-def _pairs(
-    vectors: np.ndarray, cells: np.ndarray, hashes: Sequence[str], config: DedupConfig
-) -> Iterator[tuple[int, int, float, float]]:
-    seen: set[tuple[int, int]] = set()
-    for members in _groups(vectors, hashes, config):
-        for rows in range(0, len(members), BLOCK):
-            here = members[rows : rows + BLOCK]
-            cosines = vectors[here] @ vectors[members].T
-            for a, b in np.argwhere(cosines >= config.cosine):
-                one, other = int(here[a]), int(members[b])
-                if one >= other or (one, other) in seen:
-                    continue
-                seen.add((one, other))
-                apart = float(difference(cells[one], cells[other : other + 1])[0])
-                if apart <= config.difference:
-                    yield one, other, round(min(1.0, float(cosines[a, b])), 5), round(apart, 5)
+def _pairs(clips: Sequence[Embedding], config: DedupConfig) -> Iterator[tuple[int, int, _Likeness]]:
+    """Yield pairs of clips that look alike, or would if one were changed as a copy may be."""
+    vectors = unit(np.stack([clip.vector for clip in clips]))
+    for one, other, cosine in pairs_above(vectors, config.cosine, config):
+        apart = float(difference(clips[one].cells, clips[other].cells[None])[0])
+        if apart <= config.difference:
+            yield one, other, _likeness(cosine, apart, "")
+    if not config.variants:
+        return
+    owners, changed = [], []
+    for index, clip in enumerate(clips):
+        plain = [Variant("", clip.vector, clip.cells), *clip.variants]
+        for variant in [*plain[1:], *map(mirrored, plain)]:
+            owners.append(index)
+            changed.append(variant)
+    queries = unit(np.stack([variant.vector for variant in changed]))
+    for query, other, cosine in pairs_above(vectors, config.cosine, config, queries=queries):
+        one, variant = owners[query], changed[query]
+        if one == other:
+            continue
+        apart = float(difference(variant.cells, clips[other].cells[None])[0])
+        if apart <= config.difference:
+            yield one, other, _likeness(cosine, apart, variant.how)
 
 
-def _groups(
-    vectors: np.ndarray, hashes: Sequence[str], config: DedupConfig
-) -> Iterator[np.ndarray]:
-    """Yield sets of clips that are to be compared with each other."""
-    buckets = defaultdict(list)
-    for index, digest in enumerate(hashes):
-        buckets[digest].append(index)
-    yield from (np.array(b) for b in buckets.values() if 1 < len(b) <= LARGEST_BUCKET)
-    k = min(config.clusters or max(1, round(np.sqrt(len(vectors)))), len(vectors))
-    centres = spherical_kmeans(vectors, k, seed=config.seed)
-    nearest = nearest_centres(vectors, centres, min(config.probes, k))
-    for cluster in range(k):
-        yield np.flatnonzero((nearest == cluster).any(1))
+def _likeness(cosine: float, apart: float, how: str) -> _Likeness:
+    return _Likeness(round(min(1.0, float(cosine)), 5), round(apart, 5), how)
 
 
-def spherical_kmeans(
-    vectors: np.ndarray, k: int, *, rounds: int = 10, seed: int = 0, per_centre: int = 256
-) -> np.ndarray:
-    """Return ``k`` unit centres of unit vectors, from a sample of ``per_centre * k`` of them."""
-    generator = np.random.default_rng(seed)
-    sample = vectors
-    if len(vectors) > per_centre * k:
-        sample = vectors[np.sort(generator.choice(len(vectors), per_centre * k, replace=False))]
-    centres = sample[np.sort(generator.choice(len(sample), k, replace=False))].copy()
-    for _ in range(rounds):
-        nearest = nearest_centres(sample, centres, 1)[:, 0]
-        sums = np.zeros_like(centres)
-        np.add.at(sums, nearest, sample)
-        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-        centres = np.where(lengths > 0, sums / np.maximum(lengths, 1e-9), centres)
-    return centres
-
-
-def nearest_centres(vectors: np.ndarray, centres: np.ndarray, probes: int) -> np.ndarray:
-    """Return the numbers of each vector's nearest centres, nearest first."""
-    found = [
-        np.argsort(-(vectors[i : i + BLOCK] @ centres.T), axis=1, kind="stable")[:, :probes]
-        for i in range(0, len(vectors), BLOCK)
-    ]
-    return np.concatenate(found)
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors as float32 of length 1; those without length stay 0."""
+    vectors = vectors.astype(np.float32)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+    return vectors

@@ -17,7 +17,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from . import sidecar
-from .analysis import Recording
+from .inputs import Recording
 from .video import convert, decode, open_video
 
 GRADUAL = {"dissolve": 0.5, "fade": 0.3, "wipe": 0.2}  # and their shares

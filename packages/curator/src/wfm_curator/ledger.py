@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 TABLES = (  # each step brings a ledger from one version to the next
     """
@@ -20,6 +21,7 @@ CREATE TABLE clips (
 CREATE TABLE shards (path TEXT PRIMARY KEY, mark TEXT, size INTEGER, members TEXT)
 """,
     """
+ALTER TABLE clips ADD COLUMN variants BLOB DEFAULT x'';
 ALTER TABLE recordings ADD COLUMN kind TEXT DEFAULT '';
 ALTER TABLE recordings ADD COLUMN attempts INTEGER DEFAULT 0;
 CREATE TABLE captions (mark TEXT PRIMARY KEY, status TEXT, text TEXT, facts TEXT)
@@ -89,7 +91,7 @@ class Ledger:
         query = "SELECT mark, attempts FROM recordings WHERE name = ?"
         return self.db.execute(query, (name,)).fetchone() or ("", 0)
 
-    def put(self, name: str, row: Row, clips: list[tuple[bytes, bytes, bytes]]) -> None:
+    def put(self, name: str, row: Row, clips: list[tuple[bytes, ...]]) -> None:
         """Record a recording and the blobs of its clips; durable after `commit`."""
         facts = json.dumps(row.facts, sort_keys=True)
         self._begin()
@@ -99,7 +101,7 @@ class Ledger:
             (name, row.mark, row.state, row.error, facts, row.kind, row.attempts),
         )
         self.db.executemany(
-            "INSERT INTO clips VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO clips VALUES (?, ?, ?, ?, ?, ?)",
             [(name, number, *blobs) for number, blobs in enumerate(clips)],
         )
 
@@ -120,8 +122,9 @@ class Ledger:
             self.db.execute("DELETE FROM clips WHERE name = ?", (name,))
         self.commit()
 
-    def vectors(self) -> Iterator[tuple[str, int, bytes, bytes]]:
-        yield from self.db.execute("SELECT name, number, vector, cells FROM clips")
+    def vectors(self) -> Iterator[tuple[str, int, bytes, bytes, bytes]]:
+        """Yield what `embed.pack` made of each clip, by recording and number."""
+        yield from self.db.execute("SELECT name, number, vector, cells, variants FROM clips")
 
     def strip(self, name: str, number: int) -> bytes:
         query = "SELECT strip FROM clips WHERE name = ? AND number = ?"
@@ -151,3 +154,16 @@ class Ledger:
 
     def forget_shard(self, path: str) -> None:
         self.db.execute("DELETE FROM shards WHERE path = ?", (path,))
+
+
+def read_vectors(path: Path) -> list[tuple[str, int, bytes, bytes, bytes]]:
+    """Read what `Ledger.vectors` yields from the ledger of a run that is finished."""
+    uri = f"file:{quote(str(path.resolve()))}?mode=ro"
+    db = sqlite3.connect(uri, uri=True)
+    try:
+        query = "SELECT name, number, vector, cells, variants FROM clips"
+        return db.execute(query).fetchall()
+    except sqlite3.DatabaseError as e:
+        raise ValueError(f"{path}: not a ledger of this version ({e}); curate it again") from e
+    finally:
+        db.close()

@@ -11,7 +11,15 @@ from .dataset import INDEX
 
 SCHEMA = 2
 MANIFEST, REPORT = "manifest.parquet", "report.json"
-WORDS = ("caption", "caption_source", "caption_windows", "hash", "shard")
+WORDS = (
+    "duplicate_how",
+    "kept_for",
+    "caption",
+    "caption_source",
+    "caption_windows",
+    "hash",
+    "shard",
+)
 TEXTS = ("key", "recording", "state", "reason", "error_kind")
 STATES = ("kept", "rejected", "duplicate", "quarantined")
 
@@ -38,11 +46,14 @@ class Entry:
     reason: str = ""
     error_kind: str = ""
     duplicate_of: str = ""
+    duplicate_how: str = ""
+    kept_for: str = ""
     cosine: float | None = None
     difference: float | None = None
     caption: str = ""
     caption_source: str = ""
     windows: list[dict[str, Any]] = field(default_factory=list)
+    category: str = ""
     hash: str = ""
     shard: str = ""
     tags: list[str] = field(default_factory=list)
@@ -163,6 +174,15 @@ def write_manifest(out: Path, entries: Sequence[Entry]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), sink)
     write_if_new(out / MANIFEST, sink.getvalue().to_pybytes())
+
+
+def kept_keys(out: Path) -> dict[tuple[str, int], str]:
+    """Return the keys of the kept clips of a finished run, by recording and number."""
+    import pyarrow.parquet as pq
+
+    columns = ["key", "recording", "number", "state"]
+    rows = pq.read_table(out / MANIFEST, columns=columns).to_pylist()
+    return {(r["recording"], r["number"]): r["key"] for r in rows if r["state"] == "kept"}
 
 
 def write_if_new(path: Path, content: bytes) -> None:

@@ -10,21 +10,20 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-import numpy as np
-
 from . import manifest, pool, shard, sidecar
-from .analysis import Recording, find_recordings, info_from, span
-from .config import CurateConfig
+from .analysis import info_from, span
+from .config import CurateConfig, DedupConfig, ShardConfig
 from .dataset import INDEX
 from .decide import decide
-from .embed import CELLS, FRAMES, Embedding
-from .ledger import Ledger, Row
+from .embed import Embedding, unpack
+from .inputs import CACHE, Recording, find_recordings
+from .ledger import Ledger, Row, read_vectors
 from .manifest import CurationReport, Entry
 from .tasks import AnalyseUnit, CutUnit, analyse_unit, cut_unit
 
 LEDGER, WORK = "ledger.sqlite", ".work"
 COMMIT_EVERY = 64
-HASH_BYTES = 8
+EXECUTORS = ("local", "ray")
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 
@@ -47,15 +46,17 @@ def curate(
         ValueError: no videos, an unknown executor, or another run is writing to ``out``.
         OSError: ``out`` cannot be written.
     """
-    if executor != "local":
-        raise ValueError(f"executor {executor!r} is not known; this version has 'local'")
+    if executor not in EXECUTORS:
+        raise ValueError(f"executor {executor!r} is not one of {', '.join(EXECUTORS)}")
     places = [inputs] if isinstance(inputs, str | Path) else inputs
-    recordings = find_recordings([Path(p) for p in places])
     out = Path(out)
+    recordings = find_recordings(places, cache=out / CACHE)
     out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(out / LEDGER)
     try:
-        run = _Run(out, config or CurateConfig(), ledger, recordings, progress or _silent)
+        config = config or CurateConfig()
+        config = config.model_copy(update={"split": config.split.resolved()})
+        run = _Run(out, config, ledger, recordings, progress or _silent, executor)
         return run.all()
     finally:
         ledger.close()
@@ -72,13 +73,15 @@ class _Run:
     ledger: Ledger
     recordings: list[Recording]
     progress: Progress
+    executor: str
 
     def all(self) -> CurationReport:
         _sweep(self.out)
+        earlier = earlier_clips(self.config.dedup)
         self.analyse()
         while True:
             rows = self.ledger.recordings()
-            entries = decide(rows, load_embeddings(self.ledger), self.config)
+            entries = decide(rows, load_embeddings(self.ledger), self.config, earlier)
             kept = [e for e in entries if e.state == "kept"]
             self.caption(kept, rows)
             planned = self.plan(kept, rows)
@@ -120,7 +123,11 @@ class _Run:
 
     def _pool(self, function: FunctionType, units: Sequence) -> Iterator[pool.Outcome]:
         run = self.config.run
-        return pool.run(
+        if self.executor == "ray":
+            from .cluster import run as start
+        else:
+            start = pool.run
+        return start(
             function,
             units,
             workers=run.workers,
@@ -145,12 +152,12 @@ class _Run:
         self, kept: Sequence[Entry], planned: Sequence[shard.Planned], rows: Mapping[str, Row]
     ) -> bool:
         """Encode clips for tars that are not there yet; False if a recording failed."""
-        work = self.out / WORK
+        work, config = self.out / WORK, self.config.shard
         wanted = defaultdict(list)
         for tar in self._missing(kept, planned, rows):
             for entry in (kept[i] for i in tar.clips):
                 facts = rows[entry.recording].facts
-                if not is_copied(facts) and not self._piece(entry).is_file():
+                if not is_copied(facts, config) and not self._piece(entry).is_file():
                     wanted[entry.recording].append(entry)
         paths = {r.name: r for r in self.recordings}
         if wanted:
@@ -173,8 +180,11 @@ class _Run:
         from .captioning import Captions
 
         captions = Captions(self.config.caption, self.ledger, self.progress)
-        paths = {r.name: r.path for r in self.recordings}
-        captions.fill([e for e in kept if e.caption_source in ("described", "none")], rows, paths)
+        asked = [e for e in kept if e.caption_source in ("described", "none")]
+        recordings = {r.name: r for r in self.recordings}
+        for name in {e.recording for e in asked}:
+            recordings[name].fetch()
+        captions.fill(asked, rows, {name: r.path for name, r in recordings.items()})
 
     def _cut_unit(self, recording: Recording, entries: Sequence[Entry], facts: dict) -> CutUnit:
         ordered = sorted(entries, key=lambda e: e.start)
@@ -182,17 +192,27 @@ class _Run:
         outputs = tuple(self._piece(e) for e in ordered)
         config = self.config.shard
         info = info_from(facts["info"])
-        whole = len(facts["clips"]) == 1
-        return CutUnit(recording, spans, outputs, info, config.crf, config.preset, whole)
+        return CutUnit(
+            recording,
+            spans,
+            outputs,
+            info,
+            crf=config.crf,
+            preset=config.preset,
+            whole=len(facts["clips"]) == 1,
+            audio=config.audio,
+            seconds=tuple(e.seconds for e in ordered),
+        )
 
     def _piece(self, entry: Entry) -> Path:
         config = self.config.shard
-        return self.out / WORK / f"{entry.key}.{config.preset}{config.crf}.mp4"
+        heard = "" if config.audio else "-silent"
+        return self.out / WORK / f"{entry.key}-{config.preset}{config.crf}{heard}.mp4"
 
     def _mark(self, tar: shard.Planned, kept: Sequence[Entry], rows: Mapping[str, Row]) -> str:
         """Return a digest of all that the bytes of a tar depend on."""
         config = self.config.shard
-        parts = [f"{manifest.SCHEMA} {config.crf} {config.preset}"]
+        parts = [f"{manifest.SCHEMA} {config.crf} {config.preset} {config.audio}"]
         for entry in (kept[i] for i in tar.clips):
             row = rows[entry.recording]
             parts.append(f"{row.mark} {metadata(entry, row.facts).decode()}")
@@ -222,10 +242,9 @@ class _Run:
         for path in sorted(stale):
             (self.out / path).unlink(missing_ok=True)
             self.ledger.forget_shard(path)
-        paths = {r.name: r.path for r in self.recordings}
         for done, tar in enumerate(missing, 1):
             entries = [kept[i] for i in tar.clips]
-            members = self._members(entries, rows, paths)
+            members = self._members(entries, rows)
             file = self.out / tar.path
             places = shard.write_tar(file, members)
             mark = self._mark(tar, kept, rows)
@@ -236,16 +255,20 @@ class _Run:
             merged |= members
         return merged
 
-    def _members(
-        self, entries: Sequence[Entry], rows: Mapping[str, Row], paths: Mapping[str, Path]
-    ) -> Iterator[shard.Member]:
+    def _members(self, entries: Sequence[Entry], rows: Mapping[str, Row]) -> Iterator[shard.Member]:
+        config, recordings = self.config.shard, {r.name: r for r in self.recordings}
         for entry in entries:
-            facts, path = rows[entry.recording].facts, paths[entry.recording]
-            video = path if is_copied(facts) else self._piece(entry)
-            yield f"{entry.key}.mp4", video.read_bytes()
+            facts, path = rows[entry.recording].facts, recordings[entry.recording].path
+            recordings[entry.recording].fetch()
+            piece = self._piece(entry)
+            yield f"{entry.key}.mp4", (path if is_copied(facts, config) else piece).read_bytes()
             yield f"{entry.key}.json", metadata(entry, facts)
             labels = sidecar.paths(path)[2]
-            if labels.is_file():
+            if facts["views"]:
+                yield f"{entry.key}.safetensors", piece.with_suffix(".safetensors").read_bytes()
+                for view in facts["views"][1:]:
+                    yield f"{entry.key}.{view}.mp4", piece.with_suffix(f".{view}.mp4").read_bytes()
+            elif labels.is_file():
                 yield f"{entry.key}.safetensors", _labels(labels, entry, facts["frames"])
 
 
@@ -258,20 +281,33 @@ def _sweep(out: Path) -> None:
 
 def load_embeddings(ledger: Ledger) -> dict[tuple[str, int], Embedding]:
     """Read the embeddings of all clips."""
-    found = {}
-    for name, number, vector, cells in ledger.vectors():
-        values = np.frombuffer(vector, np.float16, offset=HASH_BYTES)
-        shape = (FRAMES, CELLS, CELLS)
-        picture = np.frombuffer(cells, np.uint8).reshape(shape)
-        found[name, number] = Embedding(values, picture, vector[:HASH_BYTES].hex())
+    return {(name, number): unpack(*blobs) for name, number, *blobs in ledger.vectors()}
+
+
+def earlier_clips(config: DedupConfig) -> dict[str, Embedding]:
+    """Read the embeddings of clips that earlier runs kept, by key.
+
+    Raises:
+        FileNotFoundError: a folder of ``config.against`` holds no finished run.
+    """
+    found: dict[str, Embedding] = {}
+    for folder in config.against:
+        if not (folder / manifest.MANIFEST).is_file():
+            raise FileNotFoundError(f"{folder}: no finished run in here (dedup.against)")
+        kept = manifest.kept_keys(folder)
+        for name, number, *blobs in read_vectors(folder / LEDGER):
+            if (name, number) in kept:
+                found[kept[name, number]] = unpack(*blobs)
     return found
 
 
-def is_copied(facts: Mapping[str, Any]) -> bool:
+def is_copied(facts: Mapping[str, Any], config: ShardConfig) -> bool:
     """True if the clip is a whole file that is as a clip should be: it stays untouched."""
     info = facts["info"]
-    plain = info["codec"] == "h264" and "mp4" in info["container"]
-    return plain and len(facts["clips"]) == 1 and info["streams"] == 1 and not info["rotation"]
+    plain = info["codec"] == "h264" and "mp4" in info["container"] and not facts["views"]
+    heard = info["sounds"] if config.audio else 0
+    alone = info["streams"] == 1 + heard and heard <= 1
+    return plain and alone and len(facts["clips"]) == 1 and not info["rotation"]
 
 
 def metadata(entry: Entry, facts: Mapping[str, Any]) -> bytes:
@@ -293,6 +329,7 @@ def metadata(entry: Entry, facts: Mapping[str, Any]) -> bytes:
             "stop": entry.stop,
             "start_seconds": entry.start_seconds,
             "stop_seconds": entry.stop_seconds,
+            **({"views": facts["views"]} if facts["views"] else {}),
             "tags": entry.tags,
             "scores": entry.scores,
         },
@@ -311,7 +348,7 @@ def by_key(places: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, list[in
     """Group a tar's members by their clip."""
     found: dict[str, dict[str, list[int]]] = {}
     for name, place in places.items():
-        key, _, suffix = name.rpartition(".")
+        key, _, suffix = name.partition(".")
         found.setdefault(key, {})[suffix] = list(place)
     return found
 
@@ -324,11 +361,11 @@ def publish(
 
     report = manifest.summarise(out, entries, shards)
     manifest.write_manifest(out, entries)
-    settings = config.model_dump(exclude={"run"})
+    settings = config.model_dump(mode="json", exclude={"run"})
     summary = {"schema": manifest.SCHEMA, **report.as_dict(), "settings": settings}
     text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
     manifest.write_if_new(out / manifest.REPORT, text.encode())
-    page = render(report, entries, lambda e: ledger.strip(e.recording, e.number))
+    page = render(report, entries, lambda e: ledger.strip(e.recording, e.number), config.filter)
     manifest.write_if_new(out / "report.html", page.encode())
     return report
 
@@ -344,7 +381,8 @@ def rewrite_report(out: Path) -> CurationReport:
     config = CurateConfig(**json.loads((out / manifest.REPORT).read_text())["settings"])
     ledger = Ledger(out / LEDGER)
     try:
-        entries = decide(ledger.recordings(), load_embeddings(ledger), config)
+        earlier = earlier_clips(config.dedup)
+        entries = decide(ledger.recordings(), load_embeddings(ledger), config, earlier)
         shards = ledger.shards()
         homes = {key: path for path, (_, _, keys) in shards.items() for key in keys}
         for entry in entries:

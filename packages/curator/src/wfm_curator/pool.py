@@ -69,7 +69,9 @@ def run(
         yield from (_attempt(function, todo.get()) for _ in range(total))
         return
     done: queue.SimpleQueue = queue.SimpleQueue()
-    children = [_Child(function, timeout, attempts, memory) for _ in range(min(workers, total))]
+    name = f"{function.__module__}:{function.__name__}"
+    limits: dict[str, Any] = {"timeout": timeout, "attempts": attempts, "memory": memory}
+    children = [Contained(name, **limits) for _ in range(min(workers, total))]
     threads = [threading.Thread(target=c.work, args=(todo, done), daemon=True) for c in children]
     for thread in threads:
         thread.start()
@@ -100,13 +102,11 @@ def _attempt(function: Callable[[Any], Any], unit: Any) -> Outcome:
         return Outcome(unit, error=f"{type(e).__name__}: {e}", kind="fault")
 
 
-class _Child:
+class Contained:
     """One child process, started anew after each death, and the thread's loop over units."""
 
-    def __init__(
-        self, function: FunctionType, timeout: float, attempts: int, memory: float
-    ) -> None:
-        self.task = (f"{function.__module__}:{function.__name__}", memory)
+    def __init__(self, function: str, *, timeout: float, attempts: int, memory: float) -> None:
+        self.task = (function, memory)
         self.timeout, self.attempts = timeout, attempts
         self.process: subprocess.Popen | None = None
         self.stopped = False
@@ -115,7 +115,7 @@ class _Child:
         try:
             while not self.stopped:
                 unit = todo.get_nowait()
-                done.put(self._try(unit))
+                done.put(self.attempt(unit))
         except queue.Empty:
             pass
         except BaseException as e:
@@ -136,7 +136,8 @@ class _Child:
                 with contextlib.suppress(OSError):  # bytes that the dead child will not read
                     pipe.close()
 
-    def _try(self, unit: Any) -> Outcome:
+    def attempt(self, unit: Any) -> Outcome:
+        """Do one unit in the child, again after a crash or time-out if that is allowed."""
         error = kind = ""
         for attempt in range(1, self.attempts + 1):
             if self.stopped:

@@ -1,4 +1,4 @@
-"""A page to look at: what became of the clips, and what they look like. One file, no scripts."""
+"""A page to look at: what became of the clips, and what they look like. One file, no network."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -6,10 +6,13 @@ from html import escape
 
 import numpy as np
 
+from . import sliders, taxonomy
+from .config import FilterConfig
 from .manifest import CurationReport, Entry
 
-KEPT, EACH_REASON, PAIRS = 48, 12, 24
-BINS = 24
+KEPT, EACH_REASON, PAIRS, EXTREMES = 48, 12, 24, 4
+RANKED = ("quality", "motion", "object", "shake", "blur", "blocking", "luma")
+BY_SPLIT = ("short", "not in all views")
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #667; --line: #d8dce2; --card: #fff;
@@ -35,31 +38,27 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
 figcaption { font-size: 12px; color: var(--soft); margin-top: 6px; overflow-wrap: anywhere }
 .twins { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; margin-bottom: 10px }
 svg { display: block; width: 100%; height: 72px } svg rect { fill: var(--bar) }
-code { font-size: 12px; overflow-wrap: anywhere }
+code { font-size: 12px; overflow-wrap: anywhere } pre:empty { display: none }
+svg rect.limit { fill: var(--bad) } input[type=range], input[type=search] { width: 100% }
+input[type=search] { padding: 8px; margin-bottom: 12px; font: inherit }
+.card b { font-size: inherit; display: inline } .card > b { display: block; font-size: 26px }
 """
-
-HISTOGRAMS = (
-    ("motion", "motion, widths/s"),
-    ("change", "change of the liveliest block"),
-    ("frozen", "standing frames"),
-    ("blur", "blur"),
-    ("luma", "brightness"),
-    ("contrast", "contrast"),
-    ("blocking", "blocking"),
-    ("quality", "quality"),
-)
 
 Strip = Callable[[Entry], bytes]
 
 
-def render(report: CurationReport, entries: Sequence[Entry], strip: Strip) -> str:
+def render(
+    report: CurationReport, entries: Sequence[Entry], strip: Strip, config: FilterConfig
+) -> str:
     """Return the page as HTML; ``strip`` gives a clip's pictures as a JPEG."""
     clips = [e for e in entries if e.state != "quarantined"]
     body = [
         _head(report),
         _funnel(report),
-        _histograms(clips),
+        sliders.render(clips, config),
+        _categories(clips),
         _kept(clips, strip),
+        _extremes(clips, strip),
         _rejected(clips, report, strip),
         _duplicates(clips, strip),
         _quarantine(report),
@@ -98,40 +97,60 @@ def _duration(seconds: float) -> str:
 
 
 def _funnel(report: CurationReport) -> str:
-    rows = [("kept", report.kept, "good"), ("duplicate", report.duplicates, "twin")]
-    rows += [(f"rejected: {reason}", n, "bad") for reason, n in report.rejected.items()]
+    """Show what each step left, and for what reasons clips went."""
+    left, rows = report.clips, [("found by splitting", report.clips, "bar", report.clips)]
+    reasons = sorted(report.rejected.items(), key=lambda item: item[0] not in BY_SPLIT)
+    for reason, n in reasons:
+        left -= n
+        rows.append((f"rejected: {reason}", n, "bad", left))
+    rows.append(("duplicate", report.duplicates, "twin", left - report.duplicates))
+    rows.append(("kept", report.kept, "good", report.kept))
     most = max(1, report.clips)
     lines = "".join(
-        f"<tr><td>{escape(name)}<td class=n>{n:,}<td class=n>{n / most:.1%}"
+        f"<tr><td>{escape(name)}<td class=n>{n:,}<td class=n>{n / most:.1%}<td class=n>{left:,}"
         f'<td class=wide><div class=bar style="width:{100 * n / most:.1f}%;'
         f'background:var(--{tone})"></div>'
-        for name, n, tone in rows
+        for name, n, tone, left in rows
     )
+    head = "<tr><th>step<th>clips<th>share<th>left<th>"
     captions = ", ".join(f"{n:,} {source}" for source, n in report.captions.items())
     note = f"<p class=soft>Captions of kept clips, by source: {escape(captions) or 'none'}.</p>"
-    return f"<h2>What became of the clips</h2><table>{lines}</table>{note}"
+    return f"<h2>What became of the clips</h2><table>{head}{lines}</table>{note}"
 
 
-def _histograms(clips: Sequence[Entry]) -> str:
-    if not clips:
+def _categories(clips: Sequence[Entry]) -> str:
+    """Compare the kinds of footage that was kept with the paper's; nothing if none is known."""
+    kinds = [e.category for e in clips if e.state == "kept" and e.category]
+    if not kinds:
         return ""
-    boxes = [_histogram([e.seconds for e in clips], "length, s")]
-    boxes += [_histogram([e.scores[k] for e in clips], name) for k, name in HISTOGRAMS]
-    grid = f"<div class=cards>{''.join(boxes)}</div>"
-    return f"<h2>Scores</h2><p class=soft>All clips found, kept or not.</p>{grid}"
-
-
-def _histogram(values: Sequence[float], name: str) -> str:
-    low, high = min(values), max(values)
-    counts, _ = np.histogram(values, bins=BINS, range=(low, high if high > low else low + 1))
-    top = counts.max()
-    bars = "".join(
-        f'<rect x="{i * 10}" y="{70 - 68 * n / top:.1f}" width="9" height="{68 * n / top:.1f}"/>'
-        for i, n in enumerate(counts)
+    lines = "".join(
+        f"<tr><td>{name}<td class=n>{share:.0%}<td class=n>{taxonomy.PAPER[name]:.0%}"
+        f'<td class=wide><div class=bar style="width:{100 * share:.0f}%;background:var(--bar)">'
+        f'</div><div class=bar style="width:{100 * taxonomy.PAPER[name]:.0f}%;'
+        'background:var(--line)"></div>'
+        for name, share in taxonomy.shares(kinds).items()
     )
-    svg = f'<svg viewBox="0 0 {BINS * 10} 72" preserveAspectRatio="none">{bars}</svg>'
-    ends = f"<span class=soft>{low:.3g} to {high:.3g}</span>"
-    return f"<div class=card>{name}{svg}{ends}</div>"
+    note = f"<p class=soft>Of {len(kinds):,} kept clips whose side-car names a category.</p>"
+    head = "<tr><th>category<th>kept<th>paper<th>"
+    return f"<h2>Category mix</h2><table>{head}{lines}</table>{note}"
+
+
+def _extremes(clips: Sequence[Entry], strip: Strip) -> str:
+    """Show the clips with the lowest and the highest of each score, whatever became of them."""
+    judged = [e for e in clips if e.reason not in BY_SPLIT]
+    if len(judged) < 2:
+        return ""
+    parts = []
+    for name in RANKED:
+        order = sorted(judged, key=lambda e: (e.scores[name], e.key))
+        count = min(EXTREMES, len(order) // 2)
+        for title, some in (("lowest", order[:count]), ("highest", order[-count:][::-1])):
+            figures = "".join(
+                _figure(e, strip, f"{name} {e.scores[name]:.3g}; {e.reason or e.state}")
+                for e in some
+            )
+            parts.append(f"<h3>{title} {name}</h3><div class=sheet>{figures}</div>")
+    return f"<h2>Best and worst by score</h2>{''.join(parts)}"
 
 
 def _figure(entry: Entry, strip: Strip, note: str) -> str:
@@ -155,7 +174,8 @@ def _kept(clips: Sequence[Entry], strip: Strip) -> str:
     shown = _some(kept, KEPT)
     figures = "".join(_figure(e, strip, e.caption) for e in shown)
     note = f"<p class=soft>{len(shown):,} of {len(kept):,}, four frames of each.</p>"
-    return f"<h2>Kept</h2>{note}<div class=sheet>{figures}</div>"
+    find = '<input type=search id=find placeholder="find in names and captions" aria-label=find>'
+    return f"<h2>Kept</h2>{note}{find}<div class=sheet id=kept>{figures}</div>"
 
 
 def _rejected(clips: Sequence[Entry], report: CurationReport, strip: Strip) -> str:
@@ -177,8 +197,12 @@ def _duplicates(clips: Sequence[Entry], strip: Strip) -> str:
     twins = [e for e in clips if e.state == "duplicate"]
     pairs = []
     for entry in _some(twins, PAIRS):
-        evidence = f"left out: cosine {entry.cosine:.3f}, difference {entry.difference:.3f}"
-        kept = _figure(by_key[entry.duplicate_of], strip, "kept")
+        how = f"{entry.duplicate_how}, " if entry.duplicate_how else ""
+        numbers = f"cosine {entry.cosine:.3f}, difference {entry.difference:.3f}"
+        evidence = f"left out: {how}{numbers}"
+        twin = by_key.get(entry.duplicate_of)  # None: it is in an earlier run
+        where = f"<figure>kept by an earlier run: {escape(entry.duplicate_of)}</figure>"
+        kept = where if twin is None else _figure(twin, strip, f"kept for its {entry.kept_for}")
         pairs.append(f"<div class=twins>{kept}{_figure(entry, strip, evidence)}</div>")
     return f"<h2>Duplicates ({len(twins):,})</h2>{''.join(pairs) or '<p class=soft>None.</p>'}"
 

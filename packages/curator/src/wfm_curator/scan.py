@@ -53,9 +53,9 @@ class Scan:
     ``recoloured`` the share of its pixels that have another colour than any there (0 to 1).
     ``columns`` hold one value for each of the frames in ``sampled``: the measurements of
     `quality` and `motion`; NaN where no later frame was left to compare with.
-    ``pictures`` are those frames, small, uint8 ``n h w 3``. ``thumbs`` are all frames at 9x16,
-    uint8 ``t 9 16 3``. ``tiny`` is every frame at 27x48
-    if asked for, ``watched`` what a watcher found.
+    ``pictures`` are those frames, small, uint8 ``n h w 3``. ``smooth`` are the means of all frames
+    from each of them to the next. ``thumbs`` are all frames at 9x16, uint8 ``t 9 16 3``. ``tiny``
+    is every frame at 27x48 if asked for, ``watched`` what a watcher found.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Scan:
     sampled: np.ndarray
     columns: dict[str, np.ndarray]
     pictures: np.ndarray
+    smooth: np.ndarray
     thumbs: np.ndarray
     tiny: np.ndarray | None = None
     watched: tuple[int, ...] = ()
@@ -82,6 +83,11 @@ class Scan:
             return float(self.info.rate)
         length = self.times[-1] - self.times[0]
         return (len(self) - 1) / length if length > 0 else 25.0
+
+    @property
+    def per_second(self) -> float:
+        """Sampled frames per second."""
+        return self.fps / float(np.diff(self.sampled).mean()) if len(self.sampled) > 1 else 0.0
 
     @property
     def exact(self) -> bool:
@@ -101,7 +107,7 @@ def scan(path: str | Path, *, tiny: bool = False, watcher: Watcher | None = None
         collector = None
         for frame in decode(container, name):
             if collector is None:
-                collector = _Collector(name, describe(container, frame), tiny, watcher)
+                collector = Collector(name, describe(container, frame), tiny, watcher)
             collector.add(frame)
     if collector is None:
         raise VideoError(f"{name}: no frames")
@@ -109,7 +115,9 @@ def scan(path: str | Path, *, tiny: bool = False, watcher: Watcher | None = None
 
 
 @dataclass
-class _Collector:
+class Collector:
+    """Measures frames one by one; `scan` feeds it a whole file."""
+
     name: str
     info: VideoInfo
     keep_tiny: bool
@@ -121,6 +129,7 @@ class _Collector:
     rows: list[dict[str, float]] = field(default_factory=list)
     sampled: list[int] = field(default_factory=list)
     pictures: list[np.ndarray] = field(default_factory=list)
+    sums: list[np.ndarray] = field(default_factory=list)
     thumbs: list[np.ndarray] = field(default_factory=list)
     tiny: list[np.ndarray] = field(default_factory=list)
 
@@ -157,8 +166,10 @@ class _Collector:
             gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
             self.sampled.append(index)
             self.pictures.append(small)
+            self.sums.append(np.zeros(small.shape, np.uint32))
             self.rows.append(quality.measure(convert(self.gray, frame, "gray")))
             self.waiting.append((len(self.rows) - 1, index, gray))
+        self.sums[-1] += small
         if self.waiting and index - self.waiting[0][1] == self.lag:
             row, earlier, start = self.waiting.pop(0)
             if gray is None:
@@ -180,9 +191,10 @@ class _Collector:
         self.recoloured.append(recoloured)
         self.before = hsv, colours
 
-    def finish(self) -> Scan:
+    def finish(self, *, whole: bool = True) -> Scan:
+        """Return what was seen; a ``whole`` file must have the frames that it promises."""
         n, promised = len(self.pts), self.info.promised
-        if n < 0.98 * promised - 1:
+        if whole and n < 0.98 * promised - 1:
             raise VideoError(f"{self.name}: cut off: {promised} frames promised, {n} there")
         pts = np.array(self.pts, dtype=np.int64)
         times = pts * float(self.info.time_base)
@@ -198,10 +210,18 @@ class _Collector:
             sampled=np.array(self.sampled),
             columns={k: np.array([row.get(k, np.nan) for row in self.rows]) for k in names},
             pictures=np.stack(self.pictures),
+            smooth=self._smooth(),
             thumbs=np.stack(self.thumbs),
             tiny=np.stack(self.tiny) if self.tiny else None,
             watched=tuple(self.watcher.found()) if self.watcher else (),
         )
+
+    def _smooth(self) -> np.ndarray:
+        limits = [*self.sampled, len(self.pts)]
+        means = [
+            total / (b - a) for total, a, b in zip(self.sums, limits, limits[1:], strict=False)
+        ]
+        return np.stack(means).round().astype(np.uint8)
 
 
 def _fit(width: int, height: int, side: int) -> tuple[int, int]:

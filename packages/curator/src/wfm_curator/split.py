@@ -76,10 +76,18 @@ def content_cuts(change: np.ndarray, recoloured: np.ndarray, config: SplitConfig
     return cuts
 
 
-def pieces(starts: list[int], frames: int, fps: float, config: SplitConfig) -> list[Piece]:
+def pieces(
+    starts: list[int],
+    frames: int,
+    fps: float,
+    config: SplitConfig,
+    *,
+    shared: tuple[int, int] | None = None,
+) -> list[Piece]:
     """Divide ``frames`` into shots no longer than allowed; short ones carry the reason.
 
-    A single shot that is the whole recording is judged by ``min_frames`` alone.
+    A single shot that is the whole recording is judged by ``min_frames`` alone. Pieces outside
+    the frames that are ``shared`` by synchronised sources are ``not in all views``.
     """
     longest = max(1, int(config.max_seconds * fps + 1e-6))
     found = []
@@ -90,7 +98,13 @@ def pieces(starts: list[int], frames: int, fps: float, config: SplitConfig) -> l
     if len(found) == 1:
         return [_judged(found[0], config.min_frames)]
     least = max(config.min_frames, int(np.ceil(config.min_seconds * fps - 1e-6)))
-    return [_judged(piece, least) for piece in found]
+    first, last = shared or (0, frames)
+    return [
+        _judged(piece, least)
+        if first <= piece.start < last
+        else Piece(piece.start, piece.stop, "not in all views")
+        for piece in found
+    ]
 
 
 def _judged(piece: Piece, least: int) -> Piece:

