@@ -78,6 +78,46 @@ def test_memory_grows_by_the_attention_cache_only():
     assert {b - a for a, b in pairwise(sizes[1:])} == {cells * width}
 
 
+def latents_of(tokenizer, video, chunk, **options):
+    encoder = tokenizer.streaming_encoder(**options)
+    return torch.cat([encoder.push(piece) for piece in video.split(chunk, 2)], 2), encoder
+
+
+@pytest.mark.parametrize("way", ["reference", "fused"])
+def test_a_bounded_context_bounds_the_memory_whatever_the_chunks(way):
+    tokenizer = make(FAMILIES["CV8x8x8"])
+    tokenizer = tokenizer.fused() if way == "fused" else tokenizer
+    video = noise(1, 3, 49, 16, 16)
+    exact, unbounded = latents_of(tokenizer, video, 8)
+    for context in (1, 2):
+        one, encoder = latents_of(tokenizer, video, 8, max_context=context)
+        other, _ = latents_of(tokenizer, video, 49, max_context=context)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one[:, :, :context], exact[:, :, :context], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(one[:, :, -1], exact[:, :, -1], atol=1e-3)
+        dropped = 7 - (context - 1)
+        assert unbounded.memory_bytes - encoder.memory_bytes == dropped * 4 * 8 * 4
+    enough, _ = latents_of(tokenizer, video, 8, max_context=7)
+    torch.testing.assert_close(enough, exact, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="at least 1 latent frame"):
+        tokenizer.streaming_decoder(max_context=0)
+
+
+@pytest.mark.parametrize("way", ["reference", "fused"])
+def test_a_stream_can_be_put_aside_and_taken_up(way):
+    tokenizer = make(FAMILIES["DV8x16x16"])
+    tokenizer = tokenizer.fused() if way == "fused" else tokenizer
+    video = noise(1, 3, 30, 16, 16)
+    encoder, decoder = tokenizer.streaming_encoder(), tokenizer.streaming_decoder()
+    decoder.push(encoder.push(video[:, :, :13]))
+    other, other_decoder = tokenizer.streaming_encoder(), tokenizer.streaming_decoder()
+    other.load_state_dict(encoder.state_dict())
+    other_decoder.load_state_dict(decoder.state_dict())
+    tokens, again = encoder.push(video[:, :, 13:]), other.push(video[:, :, 13:])
+    assert torch.equal(tokens, again)
+    assert torch.equal(decoder.push(tokens), other_decoder.push(again))
+
+
 def test_an_ended_stream_takes_no_more():
     encoder = make(FAMILIES["CV4x8x8"]).streaming_encoder()
     with pytest.raises(ValueError, match="nothing to flush"):

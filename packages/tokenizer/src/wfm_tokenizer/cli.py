@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = "builtin:pico-cv4x8x8"
 
+Report = Callable[[int, int], None]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
@@ -38,12 +40,19 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("inputs", nargs="+", type=Path, metavar=what)
         command.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
         _add_model(command)
-    command = _command(commands, "evaluate", evaluate, "measure PSNR on clips, beside a baseline")
+    command = _command(commands, "evaluate", evaluate, "measure models on clips: a table, a plot")
     command.add_argument("inputs", nargs="+", metavar="CLIPS", help="folder, video or reference")
     command.add_argument("--clips", type=int, default=32, help="at most, of each input (32)")
     command.add_argument("--frames", type=int, default=17, help="at most, of each clip (17)")
     command.add_argument("--size", type=int, default=256, help="larger clips are cut to it (256)")
-    _add_model(command)
+    command.add_argument(
+        "-m", "--model", action="append", dest="models", help=f"may be given again ({DEFAULT})"
+    )
+    command.add_argument(
+        "--features", metavar="MODULE:CALLABLE", help="clips b 3 t h w -> b d, for the rFVD"
+    )
+    command.add_argument("-o", "--out", type=Path, help="folder for table.md, .json and plot.svg")
+    _add_way(command)
     command = _command(commands, "train", train, "train a tokenizer on videos and images")
     command.add_argument("--config", type=Path, help="YAML file with the fields of TrainConfig")
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
@@ -74,19 +83,30 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "-m", "--model", default=DEFAULT, help=f"folder, builtin:NAME or owner/name ({DEFAULT})"
     )
+    _add_way(command)
+
+
+def _add_way(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda[:N] or mps (auto)")
+    command.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="to compute in (float32 on a CPU, bfloat16 elsewhere)",
+    )
+    command.add_argument(
+        "--reference", action="store_true", help="compute layer by layer as published, not fused"
+    )
 
 
 def encode(args: argparse.Namespace) -> int:
     """Write a latent file for each video."""
-    from .files import encode_file, write_latents
+    from .files import encode_file
 
     tokenizer = _load(args)
 
-    def one(path: Path) -> dict[str, Any]:
-        content = encode_file(path, tokenizer)
+    def one(path: Path, report: Report) -> dict[str, Any]:
         out = args.out / f"{path.stem}.safetensors"
-        write_latents(out, content, tokenizer)
+        content = encode_file(path, out, tokenizer, report=report)
         shape = "x".join(map(str, content.latent.shape[1:]))
         return {"input": str(path), "output": str(out), "shape": shape, "frames": content.frames}
 
@@ -99,9 +119,9 @@ def decode(args: argparse.Namespace) -> int:
 
     tokenizer = _load(args)
 
-    def one(path: Path) -> dict[str, Any]:
+    def one(path: Path, report: Report) -> dict[str, Any]:
         out = args.out / f"{path.stem}.mp4"
-        content = decode_file(path, out, tokenizer)
+        content = decode_file(path, out, tokenizer, report=report)
         return {"input": str(path), "output": str(out), "frames": content.frames}
 
     return _each(args, one)
@@ -113,29 +133,39 @@ def reconstruct(args: argparse.Namespace) -> int:
 
     tokenizer = _load(args)
 
-    def one(path: Path) -> dict[str, Any]:
+    def one(path: Path, report: Report) -> dict[str, Any]:
         out = args.out / f"{path.stem}.mp4"
-        return {"input": str(path), "output": str(out), **reconstruct_file(path, out, tokenizer)}
+        figures = reconstruct_file(path, out, tokenizer, report=report)
+        return {"input": str(path), "output": str(out), **figures}
 
     return _each(args, one)
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Print the mean PSNR over clips."""
+    """Print the figures of each model at each resolution."""
     from .data import ClipCache, Source
-    from .evaluation import evaluate_clips, held_out_clips
+    from .evaluation import held_out_clips, measure
+    from .references import resolve
+    from .tables import write_report
 
     if min(args.clips, args.frames, args.size) < 1:
         raise ValueError("--clips, --frames and --size are at least 1")
-    tokenizer = _load(args)
+    features = resolve(args.features, "wfm.video_features") if args.features else None
     sources = [
         Source(clips=clips, max_frames=args.frames, max_clips=args.clips) for clips in args.inputs
     ]
-    cache = ClipCache.read(sources)
-    box = (args.frames, args.size)
-    clips = held_out_clips(cache, args.clips, tokenizer.compression, box)
-    report = evaluate_clips(tokenizer, clips)
-    _print(args, {"model": tokenizer.config.name, **report.everything()})
+    cache, rows = ClipCache.read(sources), []
+    for model in args.models or [DEFAULT]:
+        tokenizer = _load(args, model)
+        box = (args.frames, args.size)
+        clips = held_out_clips(cache, args.clips, tokenizer.compression, box)
+        every = [clip for of_source in clips.values() for clip in of_source]
+        bar = console.progress(every, tokenizer.config.name, quiet=args.quiet)
+        for row in measure(tokenizer, bar, features):
+            rows.append(row)
+            _print(args, row)
+    if args.out is not None:
+        write_report(args.out, rows)
     return console.DONE
 
 
@@ -194,16 +224,21 @@ def models(args: argparse.Namespace) -> int:
     return console.DONE
 
 
-def _load(args: argparse.Namespace) -> "ContinuousTokenizer | DiscreteTokenizer":
+def _load(
+    args: argparse.Namespace, source: str | None = None
+) -> "ContinuousTokenizer | DiscreteTokenizer":
+    import torch
+
     from .loading import load
 
     device = console.choose_device(args.device)
-    tokenizer = load(args.model, device=device)
+    dtype = getattr(torch, args.dtype or ("float32" if device == "cpu" else "bfloat16"))
+    tokenizer = load(source or args.model, device=device, dtype=torch.float32)
     logger.info("%s on %s", tokenizer.config.name, device)
-    return tokenizer
+    return tokenizer.to(dtype) if args.reference else tokenizer.fused(dtype)
 
 
-def _each(args: argparse.Namespace, one: Callable[[Path], dict[str, Any]]) -> int:
+def _each(args: argparse.Namespace, one: Callable[[Path, Report], dict[str, Any]]) -> int:
     """Work on every input; with several, a bad one does not stop the others."""
     if args.out.is_file():
         raise ValueError(f"{args.out}: is a file; -o takes a folder")
@@ -215,13 +250,19 @@ def _each(args: argparse.Namespace, one: Callable[[Path], dict[str, Any]]) -> in
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
         raise ValueError(f"several inputs are called {', '.join(twice)}: their results would clash")
+
+    def work(path: Path) -> None:
+        with console.frames_bar(path.name, quiet=args.quiet) as report:
+            result = one(path, report)
+        _print(args, result)
+
     if len(args.inputs) == 1:
-        _print(args, one(args.inputs[0]))
+        work(args.inputs[0])
         return console.DONE
     failed = []
-    for path in console.progress(args.inputs, args.command, quiet=args.quiet):
+    for path in args.inputs:
         try:
-            _print(args, one(path))
+            work(path)
         except (ValueError, FileNotFoundError) as e:
             logger.error("wfm-tokenizer %s: error: %s", args.command, e)
             failed.append(path.name)

@@ -4,7 +4,8 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -56,6 +57,23 @@ def progress(items: Iterable[T], what: str, *, quiet: bool = False) -> Iterator[
 
     hidden = quiet or not sys.stderr.isatty() or "NO_PROGRESS" in os.environ
     yield from tqdm(items, desc=what, disable=hidden, file=sys.stderr)
+
+
+@contextmanager
+def frames_bar(
+    what: str, *, quiet: bool = False
+) -> Generator[Callable[[int, int], None], None, None]:
+    """Give ``report(more, total)``: it moves a bar of frames on stderr when that is a terminal."""
+    from tqdm import tqdm
+
+    hidden = quiet or not sys.stderr.isatty() or "NO_PROGRESS" in os.environ
+    with tqdm(desc=what, unit="frame", disable=hidden, file=sys.stderr) as bar:
+
+        def report(more: int, total: int) -> None:
+            bar.total = total or None
+            bar.update(more)
+
+        yield report
 
 
 def choose_device(name: str) -> str:

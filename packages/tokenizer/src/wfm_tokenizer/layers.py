@@ -7,7 +7,7 @@ one, a video may come in chunks, and the outputs are those of the whole video.
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .memory import Memory
@@ -79,7 +79,8 @@ def look_back(
     if past is None:
         past = x[:, :1].expand(-1, count, -1, -1, -1)
     if memory is not None:
-        memory[layer] = torch.cat((past, x), 1)[:, -count:]
+        kept = x if x.shape[1] >= count else torch.cat((past, x), 1)
+        memory[layer] = kept[:, -count:].clone()  # a view would keep the whole chunk alive
     return past
 
 
@@ -155,16 +156,30 @@ class TimeAttention(SpaceAttention):
         b, t, h, _, _ = x.shape
         n = rearrange(self.norm(x), "b t h w c -> (b h w) 1 t c")
         if memory is not None:
-            past = memory.get(self, n[:, :, :0])
-            memory[self] = seen = torch.cat((past, n), 2)
-            length = seen.shape[2]
-            mask = torch.ones(t, length, dtype=torch.bool, device=x.device).tril(length - t)
+            seen, mask = remember(self, n, memory)
             n = F.scaled_dot_product_attention(self.q(n), self.k(seen), self.v(seen), mask)
         elif t == 1:
             n = self.v(n)
         else:
             n = F.scaled_dot_product_attention(self.q(n), self.k(n), self.v(n), is_causal=True)
         return x + rearrange(self.out(n), "(b h w) 1 t c -> b t h w c", b=b, h=h)
+
+
+def remember(
+    layer: nn.Module, n: Float[Tensor, "p 1 t c"], memory: Memory
+) -> tuple[Float[Tensor, "p 1 all c"], Bool[Tensor, "t all"]]:
+    """Return the frames that this chunk's look at, with the mask of who sees what."""
+    seen = torch.cat((memory.get(layer, n[:, :, :0]), n), 2)
+    t, length = n.shape[2], seen.shape[2]
+    mask = torch.ones(t, length, dtype=torch.bool, device=n.device).tril(length - t)
+    if memory.max_context is not None:
+        mask = mask.triu(length - t - memory.max_context + 1)
+        memory[layer] = seen[:, :, 1 - memory.max_context :].clone()
+        if memory.max_context == 1:
+            memory[layer] = seen[:, :, :0]
+    else:
+        memory[layer] = seen
+    return seen, mask
 
 
 class Attention(nn.Module):

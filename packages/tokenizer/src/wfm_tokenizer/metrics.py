@@ -1,8 +1,10 @@
 """How near a reconstruction is, and how many tokens are in use."""
 
+from math import log10
+
 import torch
 import torch.nn.functional as F
-from einops import reduce
+from einops import rearrange, reduce
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -13,9 +15,67 @@ def psnr(output: Tensor, target: Tensor) -> float:
     Both are videos in [-1, 1]; the output is rounded to 8 bits first, as a file would be. (The
     mean of each frame's ratio, which some papers report, is higher.)
     """
+    error, count = squared_error(output, target)
+    return ratio(error / count)
+
+
+def ratio(mse: float) -> float:
+    """Return the signal-to-noise ratio in dB of a mean squared error in units of 1/255."""
+    return 20 * log10(255 / max(mse**0.5, 1e-4))
+
+
+def squared_error(
+    output: Float[Tensor, "b 3 t h w"], target: Float[Tensor, "b 3 t h w"]
+) -> tuple[float, int]:
+    """Return the sum of squared differences in units of 1/255, and of how many values."""
     pixels = ((output.float() + 1) * 127.5).round().clamp(0, 255)
-    mse = (pixels - (target.float() + 1) * 127.5).square().mean()
-    return float(20 * torch.log10(255 / mse.sqrt().clamp(min=1e-4)))
+    error = pixels - (target.float() + 1) * 127.5
+    return float(error.double().square().sum()), error.numel()
+
+
+def ssim(
+    output: Float[Tensor, "b 3 t h w"], target: Float[Tensor, "b 3 t h w"]
+) -> Float[Tensor, "b t"]:
+    """Return the structural similarity of each frame (Wang et al. 2004).
+
+    As scikit-image computes it by default: windows of 7x7 pixels, unbiased variances, the mean
+    over colours and over the windows that lie within the picture. Sides are 7 pixels or more.
+    """
+    b, _, t, h, w = target.shape
+    if min(h, w) < 7:
+        raise ValueError(f"frames are {h}x{w}; the structural similarity needs 7x7 pixels")
+    x, y = (
+        rearrange((video.double() + 1) * 127.5, "b c t h w -> (b t) c h w")
+        for video in (output, target)
+    )
+    x = x.round().clamp(0, 255)
+
+    def mean(values: Tensor) -> Tensor:
+        return F.avg_pool2d(values, 7, stride=1)
+
+    unbias = 49 / 48
+    mx, my = mean(x), mean(y)
+    vx, vy = ((mean(v * v) - m * m) * unbias for v, m in ((x, mx), (y, my)))
+    covariance = (mean(x * y) - mx * my) * unbias
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    likeness = (2 * mx * my + c1) * (2 * covariance + c2)
+    likeness = likeness / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return rearrange(likeness.mean((1, 2, 3)), "(b t) -> b t", b=b, t=t).float()
+
+
+def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
+    """Return the distance of two sets of features, each taken as a Gaussian (Heusel et al. 2017).
+
+    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` in float64; the trace of the root is the sum of
+    the singular values of ``X1^T X2`` for centred features ``X`` over ``sqrt(n - 1)``.
+    """
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"a Frechet distance needs 2 clips or more, got {len(a)} and {len(b)}")
+    a, b = a.double(), b.double()
+    x, y = ((v - v.mean(0)) / (len(v) - 1) ** 0.5 for v in (a, b))
+    root = torch.linalg.svdvals(x @ y.T).sum()
+    distance = (a.mean(0) - b.mean(0)).square().sum()
+    return float(distance + x.square().sum() + y.square().sum() - 2 * root)
 
 
 def block_mean(

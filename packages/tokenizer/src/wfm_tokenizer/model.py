@@ -1,7 +1,9 @@
 """The two tokenizers: video <-> continuous latents, video <-> tokens."""
 
 import re
+from copy import copy, deepcopy
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +14,13 @@ from torch import Tensor, nn
 from .checkpoint import CONFIG, WEIGHTS, fingerprint, replacing, write_weights
 from .config import TokenizerConfig
 from .fsq import FSQ
+from .fused import FusedDecoder, FusedEncoder, Space
 from .layers import Mix
 from .memory import Memory
 from .network import Decoder, Encoder
 from .streaming import StreamingDecoder, StreamingEncoder
+
+T = TypeVar("T", bound="Tokenizer")
 
 
 class Tokenizer(nn.Module):
@@ -30,10 +35,10 @@ class Tokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.to_latent = Mix(config.z_channels, config.latent_channels)
+        self.encoder: Encoder | FusedEncoder = Encoder(config)
+        self.to_latent: Mix | nn.Identity = Mix(config.z_channels, config.latent_channels)
         self.from_latent = Mix(config.latent_channels, config.z_channels)
-        self.decoder = Decoder(config)
+        self.decoder: Decoder | FusedDecoder = Decoder(config)
         self.loaded_fingerprint: str | None = None
         self.register_load_state_dict_pre_hook(_drop_unused_resamplers)
 
@@ -48,11 +53,11 @@ class Tokenizer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.to_latent.weight.dtype
+        return self.from_latent.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.to_latent.weight.device
+        return self.from_latent.weight.device
 
     @property
     def fingerprint(self) -> str:
@@ -105,16 +110,59 @@ class Tokenizer(nn.Module):
         padded = pad_to_fit(video, self.compression)
         return self(padded)[:, :, :t, :h, :w].to(video.dtype)
 
-    def streaming_encoder(self) -> StreamingEncoder:
-        """Encode a video that comes in pieces: ``push(video)``, at the end ``flush()``."""
-        return StreamingEncoder(self)
+    @torch.no_grad()
+    def fused(self: T, dtype: torch.dtype | None = None) -> T:
+        """Return a copy for inference that computes the same, faster and in less memory.
 
-    def streaming_decoder(self) -> StreamingDecoder:
+        Outputs are equal to float32 rounding; gradients stop. ``dtype`` is that of the copy:
+        ``torch.bfloat16`` is the fast and inexact mode. Long videos go through in pieces by
+        themselves. The copy cannot be trained or saved; the original stays as it is.
+        """
+        encoder, to_latent, decoder = self.encoder, self.to_latent, self.decoder
+        if not (
+            isinstance(encoder, Encoder)
+            and isinstance(to_latent, Mix)
+            and isinstance(decoder, Decoder)
+        ):
+            raise ValueError("this tokenizer is a fused one already; call fused() on the original")
+        other = copy(self)
+        other._modules = {
+            name: deepcopy(module)
+            for name, module in self._modules.items()
+            if name not in ("encoder", "to_latent", "decoder")
+        }
+        other._buffers = dict(self._buffers)
+        other.loaded_fingerprint = self.fingerprint
+        other.encoder = FusedEncoder(encoder, to_latent, self.config)
+        other.to_latent = nn.Identity()
+        other.decoder = FusedDecoder(decoder, self.config)
+        other.to(dtype or self.dtype).eval().requires_grad_(False)
+        for module in other.modules():
+            if isinstance(module, Space):
+                module.choose()
+        return other
+
+    @property
+    def is_fused(self) -> bool:
+        """Is this the copy that :meth:`fused` makes?"""
+        return isinstance(self.encoder, FusedEncoder)
+
+    def streaming_encoder(self, *, max_context: int | None = None) -> StreamingEncoder:
+        """Encode a video that comes in pieces: ``push(video)``, at the end ``flush()``.
+
+        ``max_context``: let the temporal attention see that many latent frames only. This bounds
+        the memory, and is inexact from that frame on.
+        """
+        return StreamingEncoder(self, max_context)
+
+    def streaming_decoder(self, *, max_context: int | None = None) -> StreamingDecoder:
         """Decode latents or tokens that come in pieces: ``push(latents)``."""
-        return StreamingDecoder(self)
+        return StreamingDecoder(self, max_context)
 
     def save(self, folder: str | Path, *, card: str = "", dtype: torch.dtype | None = None) -> None:
         """Write ``config.json``, ``model.safetensors`` and, if given, a model card."""
+        if self.is_fused:
+            raise ValueError("a fused tokenizer cannot be saved; save the one it was made from")
         weights = {name: t.to(dtype or t.dtype) for name, t in self.state_dict().items()}
         with replacing(folder) as partial:
             partial.mkdir()

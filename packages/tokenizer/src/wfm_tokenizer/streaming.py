@@ -1,4 +1,10 @@
-"""Exact streaming: a video in chunks gives the latents of the whole, to float32 rounding."""
+"""Exact streaming: a video in chunks gives the latents of the whole, to float32 rounding.
+
+What a stream holds: of each layer with taps in time two frames (one where it resamples),
+independent of length; and of each temporal attention (one in the encoder's middle, one in the
+decoder's) a vector of that width per latent cell of all the past. At full width, 8x8x8, 720p and
+24 frames/s that is 2.7 GB per minute in bfloat16; ``max_context`` bounds it, inexactly.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,40 @@ if TYPE_CHECKING:
     from .model import Tokenizer
 
 
-class StreamingEncoder:
+class Stream:
+    """What encoder and decoder share: how much is remembered, and taking it to disk and back."""
+
+    def __init__(self, tokenizer: Tokenizer, max_context: int | None = None) -> None:
+        if max_context is not None and max_context < 1:
+            raise ValueError(f"max_context {max_context}: at least 1 latent frame, or None for all")
+        self._tokenizer = tokenizer
+        self._memory = Memory(max_context)
+        self._done = 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """How much the layers remember at the moment."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._memory.values())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all that decides how the stream goes on."""
+        names = {module: name for name, module in self._tokenizer.named_modules()}
+        state = {f"memory.{names[module]}": tensor for module, tensor in self._memory.items()}
+        return state | {"done": torch.tensor(self._done)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on where :meth:`state_dict` was taken, by the same tokenizer in the same mode."""
+        modules = dict(self._tokenizer.named_modules())
+        self._memory.clear()
+        for name, tensor in state.items():
+            if name.startswith("memory."):
+                self._memory[modules[name.removeprefix("memory.")]] = tensor.to(
+                    self._tokenizer.device
+                )
+        self._done = int(state["done"])
+
+
+class StreamingEncoder(Stream):
     """Takes frames as they come, gives latents (or tokens) as soon as they are known.
 
     The first frame makes a latent frame alone, every further ``compression[0]`` frames one
@@ -21,11 +60,18 @@ class StreamingEncoder:
     vector per latent cell.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._memory: Memory = {}
+    def __init__(self, tokenizer: Tokenizer, max_context: int | None = None) -> None:
+        super().__init__(tokenizer, max_context)
         self._waiting: Tensor | None = None
-        self._done = 0
+        self._closed = False
+
+    def state_dict(self) -> dict[str, Tensor]:
+        waiting = {} if self._waiting is None else {"waiting": self._waiting}
+        return super().state_dict() | waiting
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self._waiting = state.get("waiting")
         self._closed = False
 
     @torch.no_grad()
@@ -70,13 +116,8 @@ class StreamingEncoder:
         return latent.to(video.dtype) if latent.is_floating_point() else latent
 
 
-class StreamingDecoder:
+class StreamingDecoder(Stream):
     """Takes latents (or tokens) as they come, gives their frames at once."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._memory: Memory = {}
-        self._done = 0
 
     @torch.no_grad()
     def push(self, latent: Tensor) -> Tensor:

@@ -54,27 +54,39 @@ class Patcher(nn.Module):
         super().__init__()
         self.size, self.method, self.image = patch_size, method, image
 
+    def matrix(self, colours: int) -> Float[Tensor, "k p"]:
+        """Return what turns the pixels of a cube into its bands."""
+        pixels = self.size ** (2 if self.image else 3)
+        if self.method == "rearrange":
+            return torch.eye(colours * pixels)
+        return haar_matrix(self.size, "wh" if self.image else "thw", colours) / pixels
+
     def forward(
         self, video: Float[Tensor, "b c t h w"], memory: Memory | None = None
     ) -> Float[Tensor, "b tl hl wl cl"]:
+        cubes = self.cubes(video, memory)
+        if self.method == "rearrange":
+            return cubes
+        matrix = self.matrix(video.shape[1]).to(video.device)
+        return F.linear(cubes.float(), matrix).to(video.dtype)
+
+    def cubes(
+        self, video: Float[Tensor, "b c t h w"], memory: Memory | None = None
+    ) -> Float[Tensor, "b tl hl wl cl"]:
+        """Gather the pixels of each cube, colour by colour."""
         time = 1 if self.image else self.size
         if time > 1 and (memory is None or self not in memory):
             start = video[:, :, :1].expand(-1, -1, time - 1, -1, -1)
             video = torch.cat((start, video), 2)
         if memory is not None:
             memory[self] = video.new_empty(0)
-        cubes = rearrange(
+        return rearrange(
             video,
             "b c (t i) (h j) (w k) -> b t h w (c i j k)",
             i=time,
             j=self.size,
             k=self.size,
         )
-        if self.method == "rearrange":
-            return cubes
-        matrix = haar_matrix(self.size, "wh" if self.image else "thw", video.shape[1])
-        scale = time * self.size**2
-        return F.linear(cubes.float(), matrix.to(video.device) / scale).to(video.dtype)
 
 
 class Unpatcher(nn.Module):
@@ -84,16 +96,28 @@ class Unpatcher(nn.Module):
         super().__init__()
         self.size, self.method, self.image = patch_size, method, image
 
+    def matrix(self, colours: int) -> Float[Tensor, "p k"]:
+        """Return what turns the bands of a cube into its pixels."""
+        if self.method == "rearrange":
+            return torch.eye(colours * self.size ** (2 if self.image else 3))
+        return haar_matrix(self.size, "wh" if self.image else "thw", colours).T
+
     def forward(
         self, bands: Float[Tensor, "b tl hl wl cl"], memory: Memory | None = None
     ) -> Float[Tensor, "b c t h w"]:
-        time = 1 if self.image else self.size
         if self.method == "haar":
-            colours = bands.shape[-1] // (time * self.size**2)
-            matrix = haar_matrix(self.size, "wh" if self.image else "thw", colours)
-            bands = F.linear(bands.float(), matrix.T.to(bands.device)).to(bands.dtype)
+            colours = bands.shape[-1] // self.size ** (2 if self.image else 3)
+            matrix = self.matrix(colours).to(bands.device)
+            bands = F.linear(bands.float(), matrix).to(bands.dtype)
+        return self.pixels(bands, memory)
+
+    def pixels(
+        self, cubes: Float[Tensor, "b tl hl wl cl"], memory: Memory | None = None
+    ) -> Float[Tensor, "b c t h w"]:
+        """Undo :meth:`Patcher.cubes`."""
+        time = 1 if self.image else self.size
         video = rearrange(
-            bands,
+            cubes,
             "b t h w (c i j k) -> b c (t i) (h j) (w k)",
             i=time,
             j=self.size,

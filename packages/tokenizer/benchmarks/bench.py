@@ -1,0 +1,197 @@
+"""Time and memory of the full-width 8x8x8 network: diffusers, the reference path, the fused mode.
+
+    python packages/tokenizer/benchmarks/bench.py [--device cuda --dtype bfloat16 --size 720x1280]
+
+Same weights (random), same input, one process, one after the other in turn; medians. On a CPU the
+seconds are processor seconds of one thread, which a busy machine disturbs least. Extra memory
+is the peak above what a fresh process held before the call. Without diffusers (dependency
+group ``bench``) its rows are left out.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from wfm_tokenizer.config import PRESETS
+from wfm_tokenizer.convert import from_diffusers
+from wfm_tokenizer.model import build
+
+NAME = "Cosmos-1.0-Tokenizer-CV8x8x8"
+ROWS = ("diffusers", "reference", "fused", "fused bfloat16")
+Pair = tuple[Callable[[Any], Any], Callable[[Any], Any]]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="of all rows but the last (float32)")
+    parser.add_argument("--frames", type=int, nargs="+", default=[9, 17])
+    parser.add_argument("--size", default="256x256", help="HEIGHTxWIDTH")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory-of", choices=ROWS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    if args.memory_of:
+        say("{} {}".format(*memory(args)))
+        return
+    rows = {name: pair for name in ROWS if (pair := make(name, args)) is not None}
+    say(f"{NAME}, {args.size}, {args.device}, {args.dtype}, torch {torch.__version__}\n")
+    say("| frames | network | encode s | decode s | encode x | decode x | encode MB | decode MB |")
+    say("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for frames in args.frames:
+        times = measure(rows, frames, args)
+        base = times.get("diffusers", times["reference"])
+        for name, (encode, decode) in times.items():
+            ratios = f"{base[0] / encode:.2f} | {base[1] / decode:.2f}"
+            megabytes = " | ".join(peak_of(name, frames, args))
+            say(f"| {frames} | {name} | {encode:.2f} | {decode:.2f} | {ratios} | {megabytes} |")
+        encode, decode = flops(frames, args)
+        say(f"| {frames} | (floor: GFLOP as published) | {encode:.0f} | {decode:.0f} | | | | |")
+    say(f"\nx: times faster than {'diffusers' if 'diffusers' in rows else 'the reference'}.")
+
+
+def make(name: str, args: argparse.Namespace) -> Pair | None:
+    """Return a network's two directions, between videos and raw latents."""
+    dtype = torch.bfloat16 if name.endswith("bfloat16") else getattr(torch, args.dtype)
+    weights = random_weights()
+    if name == "diffusers":
+        try:
+            from diffusers import AutoencoderKLCosmos  # ty: ignore[unresolved-import]
+        except ImportError:
+            return None
+        vae = AutoencoderKLCosmos().eval()  # its wavelet is made here: not on the meta device
+        names = {k: from_diffusers({k: torch.empty(1, 1, 1)}) for k in vae.state_dict()}
+        shapes = {k: v.shape for k, v in vae.state_dict().items()}
+        state = {k: weights[next(iter(ours))].reshape(shapes[k]) for k, ours in names.items()}
+        vae.load_state_dict(state)
+        vae.to(args.device, dtype)
+        return (
+            lambda video: vae.encode(video.to(dtype)).latent_dist.mode(),
+            lambda latent: vae.decode(latent.to(dtype)).sample,
+        )
+    with torch.device("meta"):
+        tokenizer = build(PRESETS[NAME]).eval().requires_grad_(False)
+    tokenizer.load_state_dict(weights, assign=True)
+    tokenizer.mean, tokenizer.std = torch.zeros(16, 1), torch.ones(16, 1)
+    tokenizer.to(args.device, dtype if name == "reference" else torch.float32)
+    tokenizer = tokenizer if name == "reference" else tokenizer.fused(dtype)
+    return (
+        lambda video: tokenizer.encode(video, raw=True),
+        lambda latent: tokenizer.decode(latent, raw=True),
+    )
+
+
+def random_weights() -> dict[str, torch.Tensor]:
+    """Draw weights, the same at each call, that keep the signal's size."""
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in build(PRESETS[NAME]).state_dict().items()}
+    dice = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, shape in shapes.items():
+        if len(shape) > 1:
+            weights[name] = torch.randn(shape, generator=dice) * shape[1:].numel() ** -0.5
+        else:
+            weights[name] = torch.full(shape, float("norm" in name and name.endswith("weight")))
+    return weights
+
+
+def inputs(frames: int, args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw a video and a latent of its size."""
+    h, w = map(int, args.size.split("x"))
+    dice = torch.Generator().manual_seed(1)
+    video = torch.rand(1, 3, frames, h, w, generator=dice) * 2 - 1
+    latent = torch.randn(1, 16, 1 + (frames - 1) // 8, h // 8, w // 8, generator=dice)
+    return video.to(args.device), latent.to(args.device)
+
+
+def measure(
+    rows: dict[str, Pair], frames: int, args: argparse.Namespace
+) -> dict[str, tuple[float, float]]:
+    """Return each network's median seconds for encoding and decoding."""
+    data = inputs(frames, args)
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in rows}
+    for _ in range(args.repeats):
+        for name, pair in rows.items():
+            for i in (0, 1):
+                times[name][i].append(seconds(pair[i], data[i], args.device))
+    return {
+        name: (statistics.median(encode), statistics.median(decode))
+        for name, (encode, decode) in times.items()
+    }
+
+
+def seconds(call: Callable[[Any], Any], data: torch.Tensor, device: str) -> float:
+    """Time one call."""
+    if device == "cpu":
+        began = time.thread_time()
+        call(data)
+        return time.thread_time() - began
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    call(data)
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def peak_of(name: str, frames: int, args: argparse.Namespace) -> list[str]:
+    """Measure extra memory in a process of its own."""
+    command = [sys.executable, __file__, "--memory-of", name, "--frames", str(frames)]
+    command += ["--size", args.size, "--device", args.device, "--dtype", args.dtype]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+
+def memory(args: argparse.Namespace) -> tuple[int, int]:
+    """Return the megabytes that encoding and decoding take beyond weights and input."""
+    pair = make(args.memory_of, args)
+    assert pair is not None
+    used = []
+    for call, data in zip(pair, inputs(args.frames[0], args), strict=True):
+        if args.device == "cpu":
+            before = _status("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")  # forget the earlier peak
+            call(data)
+            used.append(round((_status("VmHWM") - before) / 1024))
+        else:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            call(data)
+            used.append(round((torch.cuda.max_memory_allocated() - before) / 2**20))
+    return used[0], used[1]
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def flops(frames: int, args: argparse.Namespace) -> tuple[float, float]:
+    """Count the multiply-adds of the network as published, times two, in 1e9; computes nothing."""
+    with torch.device("meta"):
+        tokenizer = build(PRESETS[NAME]).eval()
+    video, latent = (data.to("meta") for data in inputs(frames, args))
+    counts = []
+    for call, data in ((tokenizer.features, video), (tokenizer.decode_codes, latent)):
+        with FlopCounterMode(display=False) as counter:
+            call(data)
+        counts.append(counter.get_total_flops() / 1e9)
+    return counts[0], counts[1]
+
+
+def say(line: str) -> None:
+    """Print at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Matrix products, 3x3 convolutions and attention of the fused mode, fast on CPUs.
+
+A 3x3 convolution of pixels that are taken in squares of 2x2 needs 16 products of a 4x4 square
+instead of 36, at the price of a few additions (Winograd's F(2x2, 3x3); Lavin and Gray 2016,
+arXiv 1509.09308). With some hundred channels these products are 16 matrix products.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+TILES = 512
+"""2x2 squares at once: what they need stays in a core's caches."""
+
+KERNEL = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+
+
+QUERIES = 1024
+"""Pixels that look at all pixels at once."""
+
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def linear(
+    x: Float[Tensor, "*n c"],
+    weight: Float[Tensor, "k c"],
+    bias: Float[Tensor, " k"] | None = None,
+) -> Float[Tensor, "*n k"]:
+    """Return ``x @ weight.T + bias``.
+
+    ``F.linear`` hands float32 to MKL, which takes its slower instructions on processors of other
+    makers; oneDNN, which does the convolutions, takes the same ones everywhere.
+    """
+    if _prefers_onednn(x):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def _prefers_onednn(x: Tensor) -> bool:
+    return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def winograd_weight(weight: Float[Tensor, "k c 3 3"]) -> Float[Tensor, "4 4 k c"]:
+    """Transform a kernel: one matrix for each column and row of a 4x4 square."""
+    kernel = torch.tensor(KERNEL, dtype=torch.float64, device=weight.device)
+    square = torch.einsum("ir, kcrs, js -> jikc", kernel, weight.double(), kernel)
+    return square.to(weight.dtype).contiguous()
+
+
+def winograd(
+    x: Float[Tensor, "n h w c"],
+    weight: Float[Tensor, "4 4 k c"],
+    bias: Float[Tensor, " k"],
+    out: Float[Tensor, "n h w k"],
+) -> None:
+    """Write the 3x3 convolution, padded by one zero, to ``out``."""
+    n, h, w, _ = x.shape
+    if h % 2 or w % 2:
+        even = x.new_empty(n, h + h % 2, w + w % 2, weight.shape[2])
+        winograd(F.pad(x, (0, 0, 0, w % 2, 0, h % 2)), weight, bias, even)
+        out.copy_(even[:, :h, :w])
+        return
+    rows = min(h // 2, max(1, 2 * TILES // w))
+    count = max(1, 4 * TILES // (h * w))
+    for first in range(0, n, count):
+        padded = F.pad(x[first : first + count], (0, 0, 1, 1, 1, 1))
+        for top in range(0, h, 2 * rows):
+            bottom = min(top + 2 * rows, h)
+            band = out[first : first + count, top:bottom]
+            _squares(padded[:, top : bottom + 2], weight, bias, band)
+
+
+def _squares(
+    padded: Float[Tensor, "n h2 w2 c"],
+    weight: Float[Tensor, "4 4 k c"],
+    bias: Float[Tensor, " k"],
+    out: Float[Tensor, "n h w k"],
+) -> None:
+    """Convolve a band of rows."""
+    n, height, width, c = padded.shape
+    h, w, k = height // 2 - 1, width // 2 - 1, weight.shape[2]
+    lines = padded.new_empty(4, n, h, width, c)
+    _differences([padded[:, i : i + 2 * h - 1 : 2] for i in range(4)], lines)
+    squares = padded.new_empty(4, 4, n, h, w, c)  # column, row of a square
+    _differences([lines[..., j : j + 2 * w - 1 : 2, :] for j in range(4)], squares)
+    del lines
+    halves: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for i in range(4):
+        a, b, c_, d = (
+            # The bias at this one place comes out once in every pixel.
+            linear(squares[j, i].view(-1, c), weight[j, i], bias if i == j == 1 else None)
+            for j in range(4)
+        )
+        halves[0].append(a.add_(b).add_(c_))
+        halves[1].append(b.sub_(c_).sub_(d))
+    for j, half in enumerate(halves):
+        a, b, c_, d = (part.view(n, h, w, k) for part in half)
+        torch.add(a.add_(b), c_, out=out[:, 0::2, j::2])
+        torch.sub(b.sub_(c_), d, out=out[:, 1::2, j::2])
+
+
+def _differences(x: list[Tensor], out: Tensor) -> None:
+    """Combine four neighbours as Winograd's transform of the input does."""
+    torch.sub(x[0], x[2], out=out[0])
+    torch.add(x[1], x[2], out=out[1])
+    torch.sub(x[2], x[1], out=out[2])
+    torch.sub(x[1], x[3], out=out[3])
+
+
+def attend(
+    query: Float[Tensor, "n m c"], content: Float[Tensor, "n m c"]
+) -> Float[Tensor, "n m c"]:
+    """Softmax attention of one head, whose keys and values are both ``content``."""
+    if not _prefers_onednn(query):
+        query, content = query[:, None], content[:, None]
+        return F.scaled_dot_product_attention(query, content, content)[:, 0]
+    out = torch.empty_like(query)
+    for q, keys, o in zip(query * query.shape[-1] ** -0.5, content, out, strict=True):
+        values = keys.T.contiguous()
+        for i in range(0, len(q), QUERIES):
+            scores = linear(q[i : i + QUERIES], keys)
+            o[i : i + QUERIES] = linear(scores.softmax(-1), values)
+    return out
