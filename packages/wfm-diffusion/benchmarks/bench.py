@@ -2,7 +2,8 @@
 
     python benchmarks/bench.py                     # all; minutes, more on a busy machine
     python benchmarks/bench.py samplers --tokens 256 640
-    python benchmarks/bench.py pico
+    python benchmarks/bench.py steps --plot steps.png
+    python benchmarks/bench.py shortcuts
 
 ``samplers`` samples with the installed diffusers' CosmosTransformer3DModel and EDMEulerScheduler as
 its pipeline does, and with ours on the same weights, noise and text (512 slots, 120 of them
@@ -180,11 +181,94 @@ def pico() -> Iterator[Row]:
     yield "guidance by one call over no guidance", f"{both / kept:.2f}x the time", ""
 
 
+PROMPTS = (
+    "a robot arm pushes the red block to the left",
+    "a ball rolls down a tilted plane",
+    "the camera flies through a room",
+    "a car drives along a street",
+)
+
+
+def pico_sampling(**options: Any) -> Callable[..., Tensor]:
+    """Return a function that samples four clips of 17 frames of 64x64 with the built-in model."""
+    net, encoder = wd.load("builtin:pico"), wd.pico_text_encoder()
+    shortcuts = wd.Shortcuts(**options)
+    if shortcuts.int8:
+        wd.to_int8(net.blocks)
+    text = encoder.encode(PROMPTS)[0]
+    rate = torch.full((len(text),), net.fps)
+    condition = {"text": text, "fps": rate}
+    without = {"text": torch.zeros_like(text), "fps": rate}
+    noise = randn(len(text), 16, 5, 8, 8)
+
+    def sample(steps: int, sampler: str, guidance: float = 1.0) -> Tensor:
+        interval = shortcuts.guidance_interval
+        guided = Guided(net, condition, without, guidance=guidance, interval=interval)
+        with torch.no_grad():
+            return wd.SAMPLERS[sampler](
+                shortcuts.around(guided, net.sigma_data), noise, steps
+            ).float()
+
+    return sample
+
+
+def relative(x: Tensor, reference: Tensor) -> float:
+    return ((x - reference).square().mean() / reference.square().mean()).sqrt().item()
+
+
+def steps(plot: str | None, counts: tuple[int, ...] = (4, 8, 16, 35)) -> Iterator[Row]:
+    """Measure how far each sampler is from the same ODE's end, at equal network calls."""
+    sample = pico_sampling()
+    exact = sample(100, "res2ab")
+    found: dict[str, list[tuple[int, float]]] = {name: [] for name in wd.SAMPLERS}
+    for name in wd.SAMPLERS:
+        extra = {"res2ab": -1, "euler": 1, "nvidia": 0}[name]
+        for calls in counts:
+            off = relative(sample(calls + extra, name), exact)
+            found[name].append((calls, off))
+            yield f"{name}, {calls} network calls", f"{off:.3f}", "error over RES-2ab's 101 calls"
+    if plot is not None:
+        draw(found, plot)
+
+
+def draw(found: dict[str, list[tuple[int, float]]], plot: str) -> None:
+    """Draw error against network calls."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    for name, points in found.items():
+        plt.loglog(*zip(*points, strict=True), marker="o", label=name)
+    plt.xlabel("network calls")
+    plt.ylabel("relative error of the latents")
+    plt.legend()
+    plt.savefig(plot, dpi=120)
+
+
+def shortcuts(count: int = 24) -> Iterator[Row]:
+    """Measure what each inexact option saves, and how far its latents are from the exact ones."""
+    named: dict[str, dict[str, Any]] = {
+        "guidance only at sigma 0.3 to 10": {"guidance_interval": (0.3, 10.0)},
+        "step cache 0.05": {"step_cache": 0.05},
+        "step cache 0.2": {"step_cache": 0.2},
+        "int8 blocks": {"int8": True},
+    }
+    plain = pico_sampling()
+    plain(2, "res2ab")
+    for name, options in named.items():
+        short = pico_sampling(**options)
+        base, exact = timed(lambda: plain(count, "res2ab"))
+        spent, out = timed(lambda short=short: short(count, "res2ab"))
+        yield name, f"{base / spent:.2f}x the speed", f"latents off by {relative(out, exact):.3f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("only", nargs="*", help="samplers, pico (default: both)")
+    parser.add_argument("only", nargs="*", help="samplers, pico, steps, shortcuts (default: all)")
     parser.add_argument("--tokens", type=int, nargs="*", default=[256, 640, 2560], choices=GRIDS)
     parser.add_argument("--steps", type=int, default=8, help="noise levels to run of 36")
+    parser.add_argument("--plot", help="draw the samplers' errors to this picture")
     parser.add_argument("--depth", type=int, default=4, help="blocks of the network")
     parser.add_argument("--heads", type=int, default=8, help="heads of 128 features")
     args = parser.parse_args()
@@ -192,6 +276,8 @@ def main() -> None:
     parts = {
         "samplers": lambda: samplers(args.tokens, args.steps, args.depth, args.heads),
         "pico": pico,
+        "steps": lambda: steps(args.plot),
+        "shortcuts": shortcuts,
     }
     sys.stdout.write("| what | value | beside |\n| --- | --- | --- |\n")
     for name in args.only or parts:

@@ -97,6 +97,9 @@ def test_a_guards_refusal_is_exit_code_3(tmp_path, model, capsys):
         (["convert", "OUT/none", "-o", "OUT/c"], "no such folder"),
         (["convert", "OUT/text.mp4", "-o", "OUT/c"], "text.mp4: "),
         (["upsample", " "], "empty"),
+        (["text2world", "x", "-m", "MODEL", "--shortcut", "int4"], "step-cache"),
+        (["batch", "OUT/none.jsonl", "-o", "OUT/b"], "no such file"),
+        (["batch", "OUT/text.mp4", "-o", "OUT/b"], "line 1"),
         (["memory", "-m", "no-such"], "nor a preset"),
         (["memory", "-m", "pico", "--height", "40"], "multiple of 16"),
     ],
@@ -168,3 +171,50 @@ def test_convert_writes_diffusers_layout(tmp_path, model):
     config = json.loads((tmp_path / "c" / "transformer" / "config.json").read_text())
     assert config["_class_name"] == "CosmosTransformer3DModel"
     assert wd.load(tmp_path / "c").config.width == TINY.width
+
+
+def test_extend_keeps_the_video_and_goes_on_prompt_by_prompt(tmp_path, model, clips):
+    out = tmp_path / "long.mp4"
+    words = ("extend", clips / "0.mp4", "-m", model, "-o", out, "--guard", "fakes:guard")
+    prompts = ("--prompt", "a cube", "--prompt", "a ball")
+    assert wfm(*words, *prompts, "--frames", 12, "--handover", "latents") == 0
+    facts = json.loads(out.with_suffix(".json").read_text())
+    assert (facts["past_frames"], facts["frames"]) == (17, 29)
+    assert facts["prompts"] == ["a cube", "a ball"]
+    assert len(read_video(out)[0]) == 29
+
+
+def test_a_batch_makes_every_line_and_goes_on_after_a_refusal(tmp_path, model, clips, capsys):
+    lines = [
+        {"name": "first", "prompt": "a cube", "seed": 3, "frames": 5},
+        {"prompt": "a bad cube"},
+        {"video": str(clips / "0.mp4"), "frames": 4},
+    ]
+    file, out = tmp_path / "jobs.jsonl", tmp_path / "out"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ("batch", file, "-m", model, "-o", out, "--guard", "fakes:guard", "--json")
+    assert wfm(*words) == 3
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["status"] for row in rows] == ["done", "refused", "done"]
+    assert json.loads((out / "first.json").read_text())["seed"] == 3
+    assert sorted(p.name for p in out.glob("*.mp4")) == ["00002.mp4", "first.mp4"]
+    assert wfm(*words) == 3
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["status"] for row in rows] == ["kept", "refused", "kept"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a", "seeed": 1}', "seeed"),
+        ('{"seed": 1}', "a prompt or a video"),
+        ('{"prompt": "a", "name": "../x"}', "name"),
+        ('{"video": "none.mp4"}', "no such file"),
+        ('{"prompt": "a", "name": "x"}\n{"prompt": "a", "name": "x"}', "twice: x"),
+    ],
+)
+def test_a_bad_line_is_named_before_anything_is_made(tmp_path, model, capsys, line, message):
+    (tmp_path / "jobs.jsonl").write_text(line)
+    assert wfm("batch", tmp_path / "jobs.jsonl", "-m", model, "-o", tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

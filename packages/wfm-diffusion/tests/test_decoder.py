@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import TINY, Codec, Text, network, randn
+from fakes import TINY, Codec, Text, network, randn, squares
 from safetensors.torch import load_file
+from torch.nn import functional as F
 
 import wfm_diffusion as wd
 from wfm_diffusion.decoder import DiffusionDecoder, windows
@@ -14,12 +15,13 @@ GOLDEN = Path(__file__).parent / "golden"
 DECODER = TINY.model_copy(
     update={"token_vocab": 50, "token_channels": 4, "condition_mask": False, "position": "none"}
 )
+WIDER = DECODER.model_copy(update={"token_vocab": 60})
 
 
 class Sharp(Codec):
-    """Latents of a pixel each, one for each frame: what the network says is what is seen."""
+    """What the network says is what is seen."""
 
-    compression = (1, 1, 1)
+    compression = (8, 8, 8)
 
     def decode(self, latent, /):
         return latent
@@ -121,6 +123,78 @@ def test_a_constant_network_is_not_disturbed_by_windows():
     parts = windows(9, 4, 2)
     out = Windowed([Constant()] * len(parts), parts)(randn(1, 3, 9, 2, 2), torch.ones(1))
     near(out, torch.full_like(out, 0.7), 1e-6)
+
+
+class Blocks:
+    """Tokens that say how bright a block of 4 frames of 16x16 is."""
+
+    vocab_size, compression, fingerprint = 50, (4, 16, 16), "blocks"
+
+    def encode(self, video, /):
+        grey = video[:, :, ::4].mean(1)
+        return ((F.avg_pool2d(grey, 16) + 1) * 24.9).long()
+
+    def decode(self, tokens, /):
+        grey = tokens[:, None].expand(-1, 3, -1, -1, -1) / 24.9 - 1
+        big = grey.repeat_interleave(16, 3).repeat_interleave(16, 4)
+        return torch.cat([big[:, :, :1], big[:, :, 1:].repeat_interleave(4, 2)], 2)
+
+
+class Finer(Codec):
+    """Every second frame, eight times smaller."""
+
+    compression = (2, 8, 8)
+
+    def encode(self, video, /):
+        return F.avg_pool3d(video[:, :, ::2], (1, 8, 8))
+
+    def decode(self, latent, /):
+        big = latent.repeat_interleave(8, 3).repeat_interleave(8, 4)
+        return torch.cat([big[:, :, :1], big[:, :, 1:].repeat_interleave(2, 2)], 2)
+
+
+def test_a_decoder_is_trained_from_clips_and_decodes(tmp_path):
+    config = wd.TrainConfig(
+        out=str(tmp_path / "run"),
+        clips=str(squares(tmp_path / "clips", count=3)),
+        token_codec="blocks",
+        model=DECODER,
+        height=32,
+        width=32,
+        steps=3,
+        batch=4,
+        image_fraction=0.4,
+        held_out=0.3,
+    )
+    folder = wd.train(config, codec=Finer(), text_encoder=Text(), token_codec=Blocks())
+    net = wd.load(folder)
+    assert (net.world.token_codec, net.world.token_compression) == ("blocks", (4, 16, 16))
+    tokens = Blocks().encode(torch.zeros(1, 3, 17, 32, 32))
+    video = DiffusionDecoder(net, Finer(), Text(), steps=2, window=3).decode(tokens)
+    assert tokens.shape == (1, 5, 2, 2)
+    assert video.shape == (1, 3, 17, 32, 32)
+    other = config.model_copy(update={"out": str(tmp_path / "b"), "model": WIDER})
+    with pytest.raises(ValueError, match="50 kinds of tokens"):
+        wd.train(other, codec=Finer(), text_encoder=Text(), token_codec=Blocks())
+
+
+def test_a_model_may_be_named_and_tokens_need_their_codec():
+    config = wd.TrainConfig(out="o", clips="c", model="pico-decoder", token_codec="t")
+    assert config.model == wd.PRESETS["pico-decoder"]
+    with pytest.raises(ValueError, match="no preset 'piko'"):
+        wd.TrainConfig(out="o", clips="c", model="piko")
+    with pytest.raises(ValueError, match="go together"):
+        wd.TrainConfig(out="o", clips="c", model="pico-decoder")
+
+
+def test_a_token_frame_may_stand_for_several_latent_frames():
+    net, x = network(DECODER), torch.zeros(1, 3, 5, 4, 4)
+    planes = net._token_planes(tokens(3), x)
+    assert torch.equal(planes[:, :, 1], planes[:, :, 2])
+    assert torch.equal(planes[:, :, 3], planes[:, :, 4])
+    assert torch.equal(planes[:, :, ::2], net._token_planes(tokens(3), x[:, :, :3]))
+    with pytest.raises(ValueError, match="3 frames of tokens for 4"):
+        net._token_planes(tokens(3), x[:, :, :4])
 
 
 def test_what_does_not_fit_is_named():

@@ -6,7 +6,7 @@ from torch.profiler import ProfilerActivity, profile
 import wfm_diffusion as wd
 from wfm_diffusion.budget import Peak, budget, bytes_of
 from wfm_diffusion.guidance import Guided
-from wfm_diffusion.offload import offload
+from wfm_diffusion.streaming import offload
 
 SMALL = {
     "pico": (wd.PRESETS["pico"], (3, 8, 8), 32),

@@ -4,9 +4,12 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TypeAlias
 
 from . import __version__
 from .console import add_common, run
+
+Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +23,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_worlds(commands)
+    add_training(commands)
+    add_tools(commands)
+    return parser
 
+
+def add_worlds(commands: Subcommands) -> None:
+    """Add the ways of generating."""
     text = commands.add_parser("text2world", help="imagine a video from a prompt")
     text.add_argument("prompt")
     add_generation(text)
@@ -33,8 +43,26 @@ def make_parser() -> argparse.ArgumentParser:
     video.add_argument("--prompt", help="what is to happen")
     add_generation(video)
     video.add_argument("--past", type=int, help="frames to look back at (default: all it can)")
+    add_handover(video)
     add_lazy(video, "video2world")
 
+    longer = commands.add_parser("extend", help="make a long video longer, stretch by stretch")
+    longer.add_argument("video", type=Path, help="kept whole; its last frames are the past")
+    longer.add_argument(
+        "--prompt", action="append", default=[], help="one for each stretch; the last one stays"
+    )
+    add_generation(longer)
+    add_handover(longer)
+    add_lazy(longer, "extend", ".commands_batch")
+
+    batch = commands.add_parser("batch", help="imagine many videos, one for each line of a file")
+    batch.add_argument("file", type=Path, help="JSON Lines: prompt, video, seed, frames, name, ...")
+    batch.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
+    add_dials(batch)
+    add_lazy(batch, "batch", ".commands_batch")
+
+
+def add_training(commands: Subcommands) -> None:
     training = commands.add_parser("train", help="train a network on clips")
     training.add_argument("--config", type=Path, help="YAML file with the fields of TrainConfig")
     training.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -50,6 +78,8 @@ def make_parser() -> argparse.ArgumentParser:
     text_encoder.add_argument("--seed", type=int, default=0)
     add_lazy(text_encoder, "train_text")
 
+
+def add_tools(commands: Subcommands) -> None:
     conversion = commands.add_parser("convert", help="write a checkpoint in another layout")
     conversion.add_argument("source", help="NVIDIA's model.pt, diffusers' folder, or ours")
     conversion.add_argument("--to", choices=("ours", "diffusers"), default="ours")
@@ -70,14 +100,25 @@ def make_parser() -> argparse.ArgumentParser:
 
     upsampling = commands.add_parser("upsample", help="make a short prompt long")
     upsampling.add_argument("prompt")
+    upsampling.add_argument("--video", type=Path, help="let the model see its last frame")
+    upsampling.add_argument("--guard", default="auto", help="auto, none, name or module:callable")
     add_upsampler(upsampling)
     add_lazy(upsampling, "upsample")
-    return parser
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that both ways of generating share."""
+    """Add the flags that the ways of generating one video share."""
     parser.add_argument("-o", "--out", type=Path, default=Path("world.mp4"), help="video to write")
+    add_dials(parser)
+    parser.add_argument("--upsample", action="store_true", help="make the prompt long first")
+    parser.add_argument(
+        "--show-model", action="store_true", help="let the language model see the past, too"
+    )
+    add_upsampler(parser)
+
+
+def add_dials(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every way of generating shares."""
     parser.add_argument(
         "-m", "--model", default="builtin:pico", help="folder, builtin:, owner/name"
     )
@@ -92,13 +133,28 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", choices=("res2ab", "euler", "nvidia"), help="(the model's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda[:i], mps")
-    parser.add_argument("--upsample", action="store_true", help="make the prompt long first")
-    add_upsampler(parser)
+    parser.add_argument(
+        "--shortcut",
+        action="append",
+        default=[],
+        help="not exact: guidance-interval=LOW:HIGH, step-cache=X, int8",
+    )
+
+
+def add_handover(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--handover",
+        choices=("pixels", "latents"),
+        default="pixels",
+        help="what a stretch gives the next: decoded frames, or latents as they are",
+    )
 
 
 def add_upsampler(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint", help="OpenAI-compatible address, http://HOST:PORT/v1")
-    parser.add_argument("--llm", help="model that the endpoint serves")
+    parser.add_argument(
+        "--llm", help="model that the endpoint serves, or, without one, a model to run here"
+    )
 
 
 def add_lazy(parser: argparse.ArgumentParser, name: str, module: str = ".commands") -> None:

@@ -25,6 +25,7 @@ from .guards import Refused, find_guards
 from .latents import fingerprint_of, fit
 from .samplers import Progress
 from .settings import load_settings
+from .shortcuts import Shortcuts
 from .text import train_text_encoder
 from .training import train
 from .upsample import PromptUpsampler
@@ -61,9 +62,9 @@ def video2world(args: argparse.Namespace) -> int:
             args.fps = fps
 
         def imagine(prompt: str, dials: dict[str, Any]) -> Tensor:
-            return world.video2world(
-                past, [prompt] if prompt else None, frames=args.frames, **dials
-            )
+            words = [prompt] if prompt else None
+            how = {"frames": args.frames, "handover": args.handover}
+            return world.video2world(past, words, **how, **dials)
 
         return generate(args, world, imagine, past=past)
     return REFUSED
@@ -144,11 +145,16 @@ def convert_checkpoint(args: argparse.Namespace) -> int:
 
 def upsample(args: argparse.Namespace) -> int:
     """Make a short prompt long."""
-    longer = PromptUpsampler(args.endpoint, model=args.llm).upsample(args.prompt)
-    if longer.source == "rules":
-        logger.warning("no --endpoint: expanded by fixed rules, not by a language model")
-    answer(args, {"prompt": longer.text, "source": longer.source}, longer.text)
-    return DONE
+    with refusals("upsample"):
+        guards = find_guards(args.guard)
+        upsampler = PromptUpsampler(args.endpoint, model=args.llm, guards=guards)
+        frames = None if args.video is None else read_video(args.video)[0]
+        longer = upsampler.upsample(args.prompt, frames)
+        if longer.source == "rules":
+            logger.warning("no language model: expanded by fixed rules")
+        answer(args, {"prompt": longer.text, "source": longer.source}, longer.text)
+        return DONE
+    return REFUSED
 
 
 @contextmanager
@@ -168,6 +174,7 @@ def open_world(args: argparse.Namespace) -> WorldModel:
         text_encoder=args.text_encoder,
         guard=find_guards(args.guard),
         device=choose_device(args.device),
+        shortcuts=Shortcuts.parse(args.shortcut),
     )
 
 
@@ -180,44 +187,61 @@ def generate(
     """Imagine, and write the video, its facts and a contact sheet."""
     prompt, written_by = args.prompt or "", "user"
     if prompt and args.upsample:
-        world.guards.check_prompt(prompt)
-        longer = PromptUpsampler(args.endpoint, model=args.llm).upsample(prompt)
+        guards = world.guards.guards
+        upsampler = PromptUpsampler(args.endpoint, model=args.llm, guards=guards)
+        seen = None
+        if past is not None and args.show_model:
+            seen = world.guards.clear(to_frames(past), what="input video")
+        longer = upsampler.upsample(prompt, seen)
         prompt, written_by = longer.text, longer.source
-    dials = {
-        "steps": args.steps,
-        "guidance": args.guidance,
-        "sampler": args.sampler,
-        "negative_prompt": args.negative_prompt,
-        "fps": args.fps,
-        "seed": args.seed,
-    }
+    dials = dials_of(args)
     new = imagine(prompt, {**dials, "progress": bar(args.quiet)})
     video = new if past is None else torch.cat([past.to(new), new], dim=2)
-    frames, fps = to_frames(video), args.fps or world.settings.fps
+    frames = to_frames(video)
     facts = {
-        **dials,
+        **facts_of(args, world, dials),
         "prompt": prompt,
         "prompt_by": written_by,
-        "steps": args.steps or world.steps,
-        "sampler": args.sampler or world.sampler,
-        "guidance": world.guidance if args.guidance is None else args.guidance,
-        "fps": fps,
         "past_frames": 0 if past is None else past.shape[2],
-        "frames": len(frames),
+    }
+    line = write_world(args.out, frames, facts)
+    answer(args, facts, line)
+    return DONE
+
+
+def dials_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the methods of a world model take."""
+    names = ("steps", "guidance", "sampler", "negative_prompt", "fps", "seed")
+    return {name: getattr(args, name) for name in names}
+
+
+def facts_of(args: argparse.Namespace, world: WorldModel, dials: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that makes a video, as it is written beside it."""
+    return {
+        **dials,
+        "steps": dials["steps"] or world.steps,
+        "sampler": dials["sampler"] or world.sampler,
+        "guidance": world.guidance if dials["guidance"] is None else dials["guidance"],
+        "fps": dials["fps"] or world.settings.fps,
+        "shortcuts": args.shortcut,
+        "handover": getattr(args, "handover", "pixels"),
         "model": str(args.model),
         "codec": world.settings.codec,
         "codec_fingerprint": fingerprint_of(world.codec),
         "guards": [type(guard).__name__ for guard in world.guards.guards],
         "version": __version__,
-        "video": str(args.out),
-        "sheet": str(args.out.with_suffix(".png")),
     }
-    write_video(args.out, frames, fps)
-    with replacing(args.out.with_suffix(".json")) as partial:
+
+
+def write_world(out: Path, frames: UInt8[Tensor, "t 3 h w"], facts: dict[str, Any]) -> str:
+    """Write a video, its facts (which it completes) and a contact sheet; say so in a line."""
+    sheet = out.with_suffix(".png")
+    facts |= {"frames": len(frames), "video": str(out), "sheet": str(sheet)}
+    write_video(out, frames, facts["fps"])
+    with replacing(out.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(facts, indent=2) + "\n")
-    write_sheet(args.out.with_suffix(".png"), frames)
-    answer(args, facts, f"wrote {args.out}: {len(frames)} frames at {fps:g} Hz")
-    return DONE
+    write_sheet(sheet, frames)
+    return f"wrote {out}: {len(frames)} frames at {facts['fps']:g} Hz"
 
 
 def check_writable(out: Path) -> None:

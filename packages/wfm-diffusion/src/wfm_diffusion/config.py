@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Position = Literal["learnable", "sincos", "none"]
 
@@ -114,6 +114,10 @@ class WorldSettings(BaseModel):
 
     codec: str = Field("", description="name under wfm.codecs, or module:callable[=ARGUMENT]")
     codec_fingerprint: str = Field("", description="of the codec trained with; empty: any")
+    token_codec: str = Field("", description="of a decoder: the codec whose tokens it takes")
+    token_compression: tuple[int, int, int] = Field(
+        (8, 16, 16), description="of a decoder: frames, height and width of a token"
+    )
     latents: Literal["video", "image"] = "video"
     past_frames: int = Field(9, gt=0, description="frames that a rollout looks back at")
     frames: int = Field(112, gt=0, description="new frames of one stretch")
@@ -136,8 +140,11 @@ class TrainConfig(BaseModel):
     out: str = Field(description="folder of the run: checkpoints, metrics.jsonl, model/")
     clips: str = Field(description="module:callable[=ARGUMENT] of a dataset, or a video folder")
     codec: str = Field("pico-cv4x8x8", description="name or module:callable[=ARGUMENT]")
+    token_codec: str | None = Field(
+        None, description="for a decoder: the discrete codec whose tokens it is to take"
+    )
     text_encoder: str | None = Field("pico", description="name or module:callable[=ARGUMENT]")
-    model: DiffusionConfig = PRESETS["pico"]
+    model: DiffusionConfig = Field(PRESETS["pico"], description="a preset's name, or its fields")
     init: str | None = Field(None, description="start from this network instead of at random")
     latents: Literal["video", "image"] = Field(
         "video", description="image: each frame encoded alone, one latent frame each"
@@ -164,6 +171,7 @@ class TrainConfig(BaseModel):
     scale_noise_by_frames: bool = True
     given_max: int = Field(3, ge=0, description="given latent frames: uniform from 0 to this")
     given_log_sigma: tuple[float, float] = Field((-3.0, 2.0), description="noise in given frames")
+    token_dropout: float = Field(0.2, ge=0, le=1, description="samples of token 0 everywhere")
     text_dropout: float = Field(0.2, ge=0, le=1, description="samples without text, for guidance")
     image_fraction: float = Field(0.1, ge=0, lt=1, description="batches of single frames")
     held_out: float = Field(0.05, ge=0, lt=1, description="share of clips for validation")
@@ -178,3 +186,18 @@ class TrainConfig(BaseModel):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of matrix products in training; the weights stay float32"
     )
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_name(cls, value: object) -> object:
+        if isinstance(value, str):
+            if value not in PRESETS:
+                raise ValueError(f"no preset {value!r}; there are {', '.join(PRESETS)}")
+            return PRESETS[value]
+        return value
+
+    @model_validator(mode="after")
+    def _tokens_need_a_codec(self) -> "TrainConfig":
+        if bool(self.model.token_vocab) != bool(self.token_codec):
+            raise ValueError("token_codec and a model with token_vocab go together")
+        return self

@@ -28,7 +28,7 @@ class DiffusionDecoder:
     """A TokenDecoder: sharper than the discrete codec's own, at the price of some network calls.
 
     ``guidance`` leads away from no text and token 0 everywhere, as the release does. Clips of
-    more than ``window`` latent frames are denoised in windows of that length whose answers are
+    more than ``window`` frames of tokens are denoised in windows of that length whose answers are
     averaged where they overlap, at every noise level, and decoded in one piece: there is no
     seam. (The release blends two pixel frames of windows that share two latent frames, which
     jitters.) The noise is drawn on the CPU from ``seed``.
@@ -53,12 +53,15 @@ class DiffusionDecoder:
         if not net.config.token_vocab:
             raise ValueError("this network takes no tokens: its config has no token_vocab")
         if not 0 < overlap < window:
-            raise ValueError(f"windows of {window} latent frames cannot overlap by {overlap}")
+            raise ValueError(f"windows of {window} frames of tokens cannot overlap by {overlap}")
         self.settings = net.world or WorldSettings()
         check_codec(net, codec, self.settings)
         self.net, self.codec = net, codec
         self.steps, self.guidance, self.seed = steps, guidance, seed
         self.window, self.overlap = window, overlap
+        self.scale = tuple(
+            a // b for a, b in zip(self.settings.token_compression, codec.compression, strict=True)
+        )
         self.text: Tensor | None = None
         if text_encoder is not None:
             self.text = text_encoder.encode([prompt])[0].to(net.embed.weight.device)
@@ -74,21 +77,21 @@ class DiffusionDecoder:
 
     @torch.no_grad()
     def latents(self, tokens: Int64[Tensor, "b tl hl wl"]) -> Float[Tensor, "b c t h w"]:
-        """Sample the latents of a clip, twice as high and wide as its tokens."""
+        """Sample the latents of a clip."""
         if tokens.min() < 0 or tokens.max() >= self.net.config.token_vocab:
             raise ValueError(
                 f"tokens from {int(tokens.min())} to {int(tokens.max())}; the network knows 0 to"
                 f" {self.net.config.token_vocab - 1}"
             )
         tokens = tokens.to(self.net.embed.weight.device)
-        b, t, h, w = tokens.shape
+        (b, t, h, w), (rt, rh, rw) = tokens.shape, self.scale
         generator = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn(
-            b, self.net.config.latent_channels, t, 2 * h, 2 * w, generator=generator
-        )
+        shape = (b, self.net.config.latent_channels, 1 + rt * (t - 1), rh * h, rw * w)
+        noise = torch.randn(shape, generator=generator)
+        parts = windows(t, self.window, self.overlap)
         denoise = Windowed(
-            [self._guided(tokens[:, part]) for part in windows(t, self.window, self.overlap)],
-            windows(t, self.window, self.overlap),
+            [self._guided(tokens[:, part]) for part in parts],
+            [slice(rt * part.start, rt * (part.stop - 1) + 1) for part in parts],
         )
         return nvidia(denoise, noise.to(tokens.device), self.steps, sigma_min=0.02).float()
 

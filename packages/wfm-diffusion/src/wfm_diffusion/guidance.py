@@ -20,7 +20,8 @@ class Guided:
 
     ``x0 = cond + guidance (cond - uncond)``; without an unconditional branch, or at guidance 0,
     the network sees one branch. On frames where ``given`` is 1 the network sees ``kept``
-    with noise of ``given_sigma`` on it, and the answer there is ``kept`` itself.
+    with noise of ``given_sigma`` on it, and the answer there is ``kept`` itself. Outside the
+    ``interval`` of noise levels, if there is one, guidance is left out.
 
     Our own network remembers what stays the same from call to call, so that one object serves
     one sampling and its continuations: weights and conditions must not change under it.
@@ -33,6 +34,7 @@ class Guided:
         unconditional: Condition | None = None,
         *,
         guidance: float = 7.0,
+        interval: tuple[float, float] | None = None,
     ) -> None:
         if unconditional is None:
             guidance = 0.0
@@ -45,6 +47,8 @@ class Guided:
             ours = isinstance(net, DiffusionTransformer)
             self.apart = not ours or differ(condition, unconditional)
             self.condition = paired(condition, unconditional, () if self.apart else TEXT)
+        self.interval = interval
+        self.alone = None if interval is None else Guided(net, condition)
         self.steady = Steady()
         self.kept: Tensor | None = None
 
@@ -58,11 +62,17 @@ class Guided:
         """Give the frames of ``kept`` where ``given`` is 1; return self."""
         self.kept, self.given, self.given_sigma = kept, given, given_sigma
         self.shown = kept + given_sigma * noise
+        if self.alone is not None:
+            self.alone.give(kept, given, noise, given_sigma)
         return self
 
     def __call__(
         self, x: Float[Tensor, "b c t h w"], sigma: Float[Tensor, " b"]
     ) -> Float[Tensor, "b c t h w"]:
+        if self.alone is not None and self.interval is not None:
+            low, high = self.interval
+            if not low <= sigma[0].item() <= high:
+                return self.alone(x, sigma)
         condition = dict(self.condition)
         if self.kept is not None:
             x = torch.where(self.given > 0, self.shown, x)
@@ -82,6 +92,7 @@ class Guided:
     def with_ports(self, ports: Condition) -> "Guided":
         """Return a copy whose branches both have further conditions."""
         other = copy.copy(self)
+        other.alone = None if self.alone is None else self.alone.with_ports(ports)
         other.condition = {**self.condition, **{k: self._each(x) for k, x in ports.items()}}
         return other
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 
@@ -27,6 +27,21 @@ class LatentCodec(Protocol):
     def encode(self, video: Float[Tensor, "b 3 t h w"], /) -> Float[Tensor, "b c tl hl wl"]: ...
 
     def decode(self, latent: Float[Tensor, "b c tl hl wl"], /) -> Float[Tensor, "b 3 t h w"]: ...
+
+
+@runtime_checkable
+class DiscreteCodec(Protocol):
+    """Video <-> tokens ``0 <= token < vocab_size``; sizes and causality as in LatentCodec."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def compression(self) -> tuple[int, int, int]: ...
+
+    def encode(self, video: Float[Tensor, "b 3 t h w"], /) -> Int64[Tensor, "b tl hl wl"]: ...
+
+    def decode(self, tokens: Int64[Tensor, "b tl hl wl"], /) -> Float[Tensor, "b 3 t h w"]: ...
 
 
 @runtime_checkable

@@ -4,21 +4,28 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
 from .checkpoint import write_weights
 from .config import TrainConfig
-from .interfaces import ClipDataset, Fingerprinted, LabelledClip, LatentCodec, TextEncoder
+from .interfaces import (
+    ClipDataset,
+    DiscreteCodec,
+    Fingerprinted,
+    LabelledClip,
+    LatentCodec,
+    TextEncoder,
+)
 from .references import resolve
 from .video import read_video
 
@@ -29,13 +36,14 @@ ENCODED_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Latents:
-    """Everything a run trains on. Latents are the codec's: unit variance."""
+    """Everything a run trains on. Latents are the codec's: unit variance; tokens a decoder's."""
 
     latents: Float[Tensor, "n c t h w"]
     fps: Float[Tensor, " n"]
     clip: Tensor
     text: Tensor
     embeddings: Float[Tensor, "m k d"]
+    tokens: Int[Tensor, "_ tl hl wl"] = field(default_factory=lambda: torch.zeros(0, 0, 0, 0).int())
 
     def split(self, held_out: float) -> tuple[Tensor, Tensor]:
         """Return the samples to train on and those of the held-out clips, spread evenly."""
@@ -167,7 +175,11 @@ def text_fingerprint(encoder: TextEncoder | None) -> str:
 
 
 def prepare(
-    clips: ClipDataset, config: TrainConfig, codec: LatentCodec, encoder: TextEncoder | None
+    clips: ClipDataset,
+    config: TrainConfig,
+    codec: LatentCodec,
+    encoder: TextEncoder | None,
+    token_codec: DiscreteCodec | None = None,
 ) -> Latents:
     """Return the latents and embeddings of all clips, from the cache if that is of these parts.
 
@@ -184,13 +196,19 @@ def prepare(
             f"{config.text_encoder} makes {encoder.dim} features, the network takes"
             f" {config.model.text_dim}; set model.text_dim"
         )
+    if token_codec is not None and token_codec.vocab_size != config.model.token_vocab:
+        raise ValueError(
+            f"{config.token_codec} makes {token_codec.vocab_size} kinds of tokens, the network"
+            f" takes {config.model.token_vocab}"
+        )
     fields = config.model_dump(include={"clips", "latents", "frames", "stride", "height", "width"})
     made_of = [fields, len(clips), fingerprint_of(codec), text_fingerprint(encoder)]
+    made_of += [fingerprint_of(token_codec)] if token_codec is not None else []
     key = json.dumps(made_of, sort_keys=True)
     path = Path(config.cache or Path(config.out) / "latents.safetensors")
     found = read_cache(path, key)
     if found is None:
-        found = encode_clips(clips, config, codec, encoder)
+        found = encode_clips(clips, config, codec, encoder, token_codec)
         write_weights(path, vars(found), metadata={"of": key})
         logger.info("encoded %d samples of %d clips to %s", len(found.latents), len(clips), path)
     return found
@@ -208,11 +226,23 @@ def read_cache(path: Path, key: str) -> Latents | None:
 
 @torch.no_grad()
 def encode_clips(
-    clips: ClipDataset, config: TrainConfig, codec: LatentCodec, encoder: TextEncoder | None
+    clips: ClipDataset,
+    config: TrainConfig,
+    codec: LatentCodec,
+    encoder: TextEncoder | None,
+    token_codec: DiscreteCodec | None,
 ) -> Latents:
     """Encode every sample; latents and embeddings are kept as float16."""
     captions: dict[str, int] = {}
-    fps, numbers, texts, latents, waiting = [], [], [], [], []
+    fps, numbers, texts, latents, tokens, waiting = [], [], [], [], [], []
+
+    def encode() -> None:
+        video = rearrange(torch.stack(waiting), "b t c h w -> b c t h w") / 127.5 - 1
+        latents.append(encode_video(codec, video, config.latents).half())
+        if token_codec is not None:
+            tokens.append(token_codec.encode(video).int())
+        waiting.clear()
+
     for number, clip, start in windows(clips, config):
         frames = fit(clip.read(start, start + config.frames), config.height, config.width)
         waiting.append(frames)
@@ -220,10 +250,9 @@ def encode_clips(
         numbers.append(number)
         texts.append(captions.setdefault(clip.caption, len(captions)))
         if len(waiting) == ENCODED_AT_ONCE:
-            latents.append(_encode(codec, waiting, config.latents))
-            waiting = []
+            encode()
     if waiting:
-        latents.append(_encode(codec, waiting, config.latents))
+        encode()
     if not latents:
         raise ValueError(f"{config.clips}: no clip has {config.frames} frames")
     return Latents(
@@ -232,12 +261,8 @@ def encode_clips(
         clip=torch.tensor(numbers),
         text=torch.tensor(texts),
         embeddings=_embed(encoder, list(captions), config.model.text_dim),
+        **({"tokens": torch.cat(tokens)} if tokens else {}),
     )
-
-
-def _encode(codec: LatentCodec, frames: Sequence[Tensor], kind: str) -> Tensor:
-    video = rearrange(torch.stack(list(frames)), "b t c h w -> b c t h w") / 127.5 - 1
-    return encode_video(codec, video, kind).half()
 
 
 def _embed(encoder: TextEncoder | None, captions: Sequence[str], dim: int) -> Tensor:

@@ -24,7 +24,7 @@ from .checkpoint import load, save_network, write_weights
 from .config import TrainConfig, WorldSettings
 from .edm import draw_sigma, edm_error, uncertain
 from .ema import Ema
-from .interfaces import LatentCodec, TextEncoder
+from .interfaces import DiscreteCodec, LatentCodec, TextEncoder
 from .latents import Latents, fingerprint_of, open_clips, prepare
 from .muon import Muon
 from .precision import computing_in
@@ -61,12 +61,13 @@ def train(
     *,
     codec: LatentCodec | None = None,
     text_encoder: TextEncoder | None = None,
+    token_codec: DiscreteCodec | None = None,
     resume: bool = False,
     log: Log | None = None,
 ) -> Path:
     """Train, and return the folder ``OUT/model``: a world model of averaged float16 weights.
 
-    The codec and the text encoder are those that the config names, unless they are passed.
+    Codecs and text encoder are those that the config names, unless they are passed.
     ``OUT`` also gets ``metrics.jsonl``, ``config.json``, ``latents.safetensors`` and the newest
     ``checkpoint.safetensors``, from which ``resume`` goes on.
 
@@ -81,14 +82,16 @@ def train(
         codec = cast(LatentCodec, resolve(config.codec, "wfm.codecs"))
     if text_encoder is None and config.text_encoder is not None:
         text_encoder = cast(TextEncoder, resolve(config.text_encoder, "wfm.text_encoders"))
+    if token_codec is None and config.token_codec is not None:
+        token_codec = cast(DiscreteCodec, resolve(config.token_codec, "wfm.codecs"))
     out.mkdir(parents=True, exist_ok=True)
-    data = prepare(clips, config, codec, text_encoder)
+    data = prepare(clips, config, codec, text_encoder, token_codec)
     (out / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
     run = Run(config, data, log)
     run.resume(out / "checkpoint.safetensors")
     run.to_the_end()
     net = run.averaged()
-    world = describe_world(config, data, codec)
+    world = describe_world(config, data, codec, token_codec)
     save_network(net, out / "model", card=write_card(config, net, run.last_validation), world=world)
     return out / "model"
 
@@ -282,6 +285,9 @@ def draw_batch(
     condition = conditions(data, index, count, clean, given_sigma)
     dropped = uniform(config.batch, 1, 1) < config.text_dropout
     condition["text"] = condition["text"].masked_fill(dropped, 0)
+    if "tokens" in condition:
+        dropped = uniform(config.batch, 1, 1, 1) < config.token_dropout
+        condition["tokens"] = condition["tokens"].masked_fill(dropped, 0)
     if not most:
         del condition["given"], condition["given_sigma"]
     sigma = draw_sigma(
@@ -301,7 +307,11 @@ def conditions(
     """Return the condition of some samples, the first ``count`` latent frames given."""
     t, h, w = clean.shape[2:]
     given = (torch.arange(t) < count[:, None]).float()
+    tokens = {}
+    if len(data.tokens):
+        tokens["tokens"] = data.tokens[index][:, : None if t > 1 else 1].long()
     return {
+        **tokens,
         "text": data.embeddings[data.text[index]].float(),
         "fps": data.fps[index],
         "given": repeat(given, "b t -> b 1 t h w", h=h, w=w),
@@ -334,7 +344,9 @@ def validation_error(
     return found
 
 
-def describe_world(config: TrainConfig, data: Latents, codec: LatentCodec) -> WorldSettings:
+def describe_world(
+    config: TrainConfig, data: Latents, codec: LatentCodec, token_codec: DiscreteCodec | None
+) -> WorldSettings:
     """Return what the network was trained with, and how it is to be rolled out."""
     given = max(1, min(config.given_max, data.latents.shape[2] - 1))
     past = 1 + (given - 1) * codec.compression[0]
@@ -344,6 +356,8 @@ def describe_world(config: TrainConfig, data: Latents, codec: LatentCodec) -> Wo
     return WorldSettings(
         codec=config.codec,
         codec_fingerprint=fingerprint_of(codec),
+        token_codec=config.token_codec or "",
+        token_compression=token_codec.compression if token_codec else (8, 16, 16),
         latents=config.latents,
         past_frames=past,
         frames=frames,

@@ -177,12 +177,22 @@ class DiffusionTransformer(nn.Module):
     def _token_planes(
         self, tokens: Int64[Tensor, "b tl hl wl"] | None, x: Float[Tensor, "b c t h w"]
     ) -> Float[Tensor, "b k t h w"]:
-        """Look the tokens up and enlarge them, frame by frame, to the size of the latents."""
+        """Look the tokens up and enlarge them, frame by frame, to the size of the latents.
+
+        Where a token frame stands for several latent frames each of these sees it: latents and
+        tokens are causal, their first frame is that of an image.
+        """
         if tokens is None:
             raise ValueError("this network decodes tokens: give it the condition 'tokens'")
+        t, tl = x.shape[2], tokens.shape[1]
+        if (t - 1) % max(1, tl - 1) or (tl == 1) != (t == 1):
+            raise ValueError(f"{tl} frames of tokens for {t} of latents; wanted 1 + n for 1 + k n")
+        ratio = (t - 1) // max(1, tl - 1)
         frames = rearrange(self.token_embedding(tokens), "b t h w c -> (b t) c h w")
         frames = F.interpolate(frames.float(), size=x.shape[-2:], mode="bilinear").to(x.dtype)
-        return rearrange(frames, "(b t) c h w -> b c t h w", b=len(x))
+        planes = rearrange(frames, "(b t) c h w -> b c t h w", b=len(x))
+        later = planes[:, :, 1:].repeat_interleave(ratio, dim=2)
+        return torch.cat([planes[:, :, :1], later], dim=2)
 
     def _add_views(
         self, x: Tensor, views: int, ids: Tensor | None, frame_repeat: Tensor | None

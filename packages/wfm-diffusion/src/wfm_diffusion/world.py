@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -14,15 +14,19 @@ from .checkpoint import load
 from .config import WorldSettings
 from .guards import Guards
 from .guidance import Guided
+from .int8 import to_int8
 from .interfaces import ConditionEncoder, LatentCodec, TextEncoder
 from .latents import decode_video, encode_video, fingerprint_of
+from .plan import Controls, Plan
 from .references import resolve
 from .samplers import SAMPLERS, Progress, SamplerName
+from .shortcuts import Shortcuts
 from .transformer import DiffusionTransformer
 from .video import to_frames, to_model
 
 logger = logging.getLogger(__name__)
 
+Handover = Literal["pixels", "latents"]
 FEW_STEPS = 8
 """Steps for one new frame of an action-conditioned model: the past leaves little to decide."""
 
@@ -32,7 +36,8 @@ class WorldModel:
 
     ``settings`` None takes the ``world.json`` that was loaded with ``net``, or Cosmos 1.0's
     sizes. ``steps``, ``guidance`` and ``sampler`` are what every call uses unless it says
-    otherwise. Networks of image latents imagine frame by frame, one control row each.
+    otherwise; ``shortcuts`` save time and change the answer. Networks of image latents imagine
+    frame by frame, one control row each.
 
     Raises:
         ValueError: a codec other than the one trained with, or parts of other sizes.
@@ -50,6 +55,7 @@ class WorldModel:
         steps: int | None = None,
         guidance: float | int | None = None,
         sampler: SamplerName | None = None,
+        shortcuts: Shortcuts | None = None,
     ) -> None:
         self.settings = settings or net.world or WorldSettings()
         check_codec(net, codec, self.settings)
@@ -68,6 +74,7 @@ class WorldModel:
         self.steps = few if steps is None else steps
         self.guidance = self.settings.guidance if guidance is None else guidance
         self.sampler: SamplerName = sampler or self.settings.sampler
+        self.shortcuts = shortcuts or Shortcuts()
 
     @property
     def past_frames(self) -> int:
@@ -128,8 +135,14 @@ class WorldModel:
         fps: float | int | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        handover: Handover = "pixels",
     ) -> Float[Tensor, "b 3 f h w"]:
         """Return the frames that follow ``past``, the new ones only; one picture will do.
+
+        More frames than were trained on are made stretch by stretch. ``handover`` "pixels" shows
+        each stretch the decoded last frames, encoded anew as in training; "latents" its last
+        latent frames as they are, and decodes the whole at the end: no loss by the codec, but
+        a first latent frame that stands for several frames, which no clip begins with.
 
         Raises:
             ValueError: sizes that the codec or the network does not take.
@@ -141,9 +154,11 @@ class WorldModel:
         branches = self._branches(prompts, len(past), negative_prompt, fps)
         guided = self._guided(branches, guidance)
         generator = torch.Generator().manual_seed(seed)
-        plan = _Plan(guided, generator, steps, sampler, progress)
+        plan = Plan(guided, generator, steps, sampler, progress)
         if self.settings.latents == "image":
             return self._show(self._frames(past, count, plan, None))
+        if handover == "latents":
+            return self._show(self._in_latents(past, count, plan))
         return self._show(torch.cat(list(self._stretches(past, count, plan, None)), dim=2))
 
     @torch.no_grad()
@@ -174,15 +189,15 @@ class WorldModel:
             raise ValueError(f"{len(past)} pasts for {count} controls; one, or as many")
         branches = self._branches(prompts, count, None, None)
         generator = generator or torch.Generator().manual_seed(0)
-        plan = _Plan(self._guided(branches, None), generator, None, None, None)
-        control = _Controls(controls, frames, self.condition_encoder) if controls else None
+        plan = Plan(self._guided(branches, None), generator)
+        control = Controls(controls, frames, self.condition_encoder) if controls else None
         if self.settings.latents == "image":
             return self._frames(past, frames, plan, control)
         past = past.expand(count, -1, -1, -1, -1)
         return torch.cat(list(self._stretches(past, frames, plan, control)), dim=2)
 
     def _stretches(
-        self, past: Tensor, frames: int, plan: "_Plan", control: "_Controls | None"
+        self, past: Tensor, frames: int, plan: Plan, control: Controls | None
     ) -> Iterator[Float[Tensor, "b 3 f h w"]]:
         """Yield stretches as long as in training, each from the last frames so far."""
         ct, s, done = self.codec.compression[0], self.settings, 0
@@ -200,8 +215,22 @@ class WorldModel:
             done += stretch
             yield video
 
+    def _in_latents(self, past: Tensor, frames: int, plan: Plan) -> Float[Tensor, "b 3 f h w"]:
+        """Go on in latents, stretch by stretch; decode once, at the end."""
+        ct, s = self.codec.compression[0], self.settings
+        known = min(past.shape[2], s.past_frames)
+        known -= (known - 1) % ct
+        latents = self._encode(past[:, :, -known:])
+        most, wanted = 1 + (s.past_frames - 1) // ct, math.ceil(frames / ct)
+        room = max(1, (s.past_frames + s.frames - 1) // ct + 1 - most)
+        while (left := 1 + (known - 1) // ct + wanted - latents.shape[2]) > 0:
+            kept = latents[:, :, -most:]
+            stretch = self._continue(kept, min(room, left), plan, plan.guided)
+            latents = torch.cat([latents, stretch[:, :, kept.shape[2] :]], dim=2)
+        return self._decode(latents)[:, :, known : known + frames].to(past)
+
     def _frames(
-        self, past: Tensor, frames: int, plan: "_Plan", control: "_Controls | None"
+        self, past: Tensor, frames: int, plan: Plan, control: Controls | None
     ) -> Float[Tensor, "b 3 f h w"]:
         """Imagine frame by frame in latents; decode once, at the end."""
         latents = self._encode(past[:, :, -self.past_frames :])
@@ -213,7 +242,7 @@ class WorldModel:
         return self._decode(latents[:, :, -frames:]).to(past)
 
     def _continue(
-        self, kept: Float[Tensor, "b c k h w"], new: int, plan: "_Plan", guided: Guided
+        self, kept: Float[Tensor, "b c k h w"], new: int, plan: Plan, guided: Guided
     ) -> Float[Tensor, "b c t h w"]:
         """Sample ``new`` latent frames after the kept ones."""
         b, c, k, h, w = kept.shape
@@ -239,7 +268,8 @@ class WorldModel:
         if name not in SAMPLERS:
             raise ValueError(f"no sampler {name!r}; there are {', '.join(SAMPLERS)}")
         noise = noise.to(self._device)
-        return SAMPLERS[name](guided, noise, steps, progress=progress).float()
+        denoise = self.shortcuts.around(guided, self.net.sigma_data)
+        return SAMPLERS[name](denoise, noise, steps, progress=progress).float()
 
     def _branches(
         self,
@@ -275,7 +305,8 @@ class WorldModel:
         guidance: float | int | None,
     ) -> Guided:
         value = self.guidance if guidance is None else guidance
-        return Guided(self.net, *branches, guidance=float(value))
+        interval = self.shortcuts.guidance_interval
+        return Guided(self.net, *branches, guidance=float(value), interval=interval)
 
     def _encode(self, video: Tensor) -> Tensor:
         latents = encode_video(self.codec, video, self.settings.latents)
@@ -325,46 +356,6 @@ class WorldModel:
         return torch.cat(shown)
 
 
-class _Plan:
-    """How the stretches of one call are sampled."""
-
-    def __init__(
-        self,
-        guided: Guided,
-        generator: torch.Generator,
-        steps: int | None,
-        sampler: SamplerName | None,
-        progress: Progress | None,
-    ) -> None:
-        self.guided, self.generator = guided, generator
-        self.steps, self.sampler, self.progress = steps, sampler, progress
-
-
-class _Controls:
-    """The controls of a rollout, handed out stretch by stretch."""
-
-    def __init__(
-        self, controls: Mapping[str, Tensor], frames: int, encoder: ConditionEncoder | None
-    ) -> None:
-        if encoder is None:
-            raise ValueError("controls need a condition encoder, and this world model has none")
-        self.controls, self.frames, self.encoder = controls, frames, encoder
-        action = controls.get("action")
-        if action is not None and (action.dim() != 3 or action.shape[1] % frames):
-            raise ValueError(
-                f"actions of shape {tuple(action.shape)} do not spread over {frames} frames"
-            )
-
-    def of(self, start: int, count: int) -> Mapping[str, Tensor]:
-        """Return the network's conditions for the new frames ``start`` to ``start + count``."""
-        inputs = {}
-        for name, x in self.controls.items():
-            rate, rest = divmod(x.shape[1], self.frames) if x.dim() > 1 else (0, 1)
-            spread = rate and not rest
-            inputs[name] = x[:, start * rate : (start + count) * rate] if spread else x
-        return self.encoder.encode(inputs)
-
-
 def check_codec(net: DiffusionTransformer, codec: LatentCodec, settings: WorldSettings) -> None:
     """Refuse a codec that the network was not trained with.
 
@@ -392,6 +383,7 @@ def load_world(
     condition_encoder: ConditionEncoder | str | None = None,
     guard: object | Sequence[object] | None = None,
     device: str = "cpu",
+    shortcuts: Shortcuts | None = None,
 ) -> WorldModel:
     """Load a world model with the codec and the text encoder that its ``world.json`` names.
 
@@ -411,7 +403,9 @@ def load_world(
         _part(text_encoder or settings.text_encoder, "wfm.text_encoders", TextEncoder, device),
         _part(condition_encoder, "wfm.condition_encoders", ConditionEncoder, device),
     )
-    return WorldModel(net, *parts, guard)
+    if shortcuts is not None and shortcuts.int8:
+        to_int8(net.blocks)
+    return WorldModel(net, *parts, guard, shortcuts=shortcuts)
 
 
 def _part(part: object, group: str, contract: type, device: str) -> Any:
