@@ -1,8 +1,12 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from fakes import GreyCodec, LengthEncoder, clip_folder, run_settings
+from fakes import SMALL, GreyCodec, LengthEncoder, clip_folder, run_settings
 
 import wfm_ar as wa
 from wfm_ar.checkpoint import read_weights
@@ -63,6 +67,55 @@ def test_a_run_may_start_from_a_model(tmp_path, clips):
     then = run(tmp_path / "then", clips, init=str(first), lr=1e-12, weight_decay=0)
     a, b = (read_weights(x / "model.safetensors") for x in (first, then))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_stages_go_on_with_a_longer_grid_and_with_text(tmp_path, clips):
+    plain = {**SMALL, "cross_every": 0}
+    short = run(tmp_path / "short", clips, steps=2, model=plain)
+    yarn = {"scale": 2.0, "beta_fast": 4.0, "beta_slow": 1.0, "original_grid": [3, 2, 2]}
+    quiet = {"lr": 1e-12, "weight_decay": 0, "steps": 1, "frames": 9}
+    long = run(tmp_path / "long", clips, init=str(short), model=plain | {"yarn": yarn}, **quiet)
+    lm = wa.load(long)
+    assert (lm.config.grid, lm.config.yarn.scale) == ((5, 2, 2), 2.0)
+    said = run(
+        tmp_path / "text", clips, init=str(long), text_encoder="fakes:text_encoder",
+        model=SMALL | {"yarn": yarn, "cross_every": 1}, **quiet,
+    )  # fmt: skip
+    told = wa.load(said)
+    tokens, text = torch.arange(20)[None], torch.ones(1, 4, 8)
+    with torch.no_grad():  # what is new adds nothing at first
+        torch.testing.assert_close(told.logits(tokens, {"text": text}), lm.logits(tokens))
+    with pytest.raises(ValueError, match=r"blocks.0.cross.k.weight is unknown here"):
+        run(tmp_path / "back", clips, init=str(said), model=plain)
+    with pytest.raises(ValueError, match=r"is \(40, 32\), not \(40, 64\)"):
+        run(tmp_path / "wide", clips, init=str(short), model=plain | {"dim": 64})
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path, clips):
+    changes = {"steps": 4, "eval_every": 4, "log_every": 1}
+    settings = run_settings(tmp_path / "two", clips, **changes)
+    (tmp_path / "run.yaml").write_text(json.dumps(settings, default=str))
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", "-m", "wfm_ar.cli", "train", "--config"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "run.yaml")], env=os.environ | {"PYTHONPATH": path},
+        capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = run(tmp_path / "one", clips, **changes)
+    a, b = (read_weights(x / "model.safetensors") for x in (tmp_path / "two/model", one))
+    for key, weight in a.items():
+        torch.testing.assert_close(weight, b[key], rtol=0, atol=2e-3)
+    figures = [
+        [json.loads(line) for line in (x / "metrics.jsonl").read_text().splitlines()]
+        for x in (tmp_path / "two", tmp_path / "one")
+    ]
+    for two, alone in zip(*figures, strict=True):
+        assert two["step"] == alone["step"]
+        for name in ("loss", "held_out_loss", "grad_norm"):
+            assert two.get(name, 0) == pytest.approx(alone.get(name, 0), rel=1e-3)
 
 
 @pytest.mark.parametrize(

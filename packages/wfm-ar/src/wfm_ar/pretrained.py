@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checkpoint import CONFIG, WEIGHTS, find_source, read_weights, replacing, write_weights
 from .config import ArConfig, WorldSettings
@@ -45,6 +45,30 @@ def load(
         raise ValueError(f"{source}: the weights do not fit the config ({e})") from e
     model.world = read_world(path if path.is_dir() else path.parent)
     return model.eval()
+
+
+def begin_from(model: ArTransformer, other: ArTransformer, name: str) -> None:
+    """Take over another model's weights, for the next stage of a training.
+
+    The grid may be longer (with YaRN or without), and there may be new cross-attention: it
+    begins by adding nothing, so that the first answers are those of ``other``.
+
+    Raises:
+        ValueError: any other difference.
+    """
+    mine, theirs = model.state_dict(), other.state_dict()
+    added = mine.keys() - theirs.keys()
+    for key in sorted({k for k in added if ".cross" not in k} | (theirs.keys() - mine.keys())):
+        raise ValueError(f"{name}: {key} is {'missing' if key in mine else 'unknown'} here")
+    for key, tensor in theirs.items():
+        if tensor.shape != mine[key].shape:
+            raise ValueError(
+                f"{name}: {key} is {tuple(tensor.shape)}, not {tuple(mine[key].shape)}"
+            )
+    model.load_state_dict(theirs, strict=False)
+    for key in added:
+        if key.endswith("cross.out.weight"):
+            nn.init.zeros_(model.get_parameter(key))
 
 
 def read(path: Path, name: str) -> tuple[ArConfig, dict[str, Tensor]]:

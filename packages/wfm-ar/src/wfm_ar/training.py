@@ -1,4 +1,4 @@
-"""Train a model to predict the next token: one process, resumable bit by bit."""
+"""Train a model to predict the next token: resumable bit by bit, by one process or several."""
 
 import json
 import logging
@@ -20,8 +20,9 @@ from .config import PRESETS, ArConfig
 from .interfaces import DiscreteCodec, Fingerprinted, TextEncoder
 from .model import ArTransformer
 from .muon import Muon
+from .parallel import Ranks, launched
 from .precision import computing_in
-from .pretrained import CARD, load, write_folder
+from .pretrained import CARD, begin_from, load, write_folder
 from .references import resolve
 from .settings import explain
 from .tokens import TokenSet, Windows, cached_tokens
@@ -145,31 +146,47 @@ def train(
         FileNotFoundError: no such clips.
         ValueError: parts that do not fit together, or ``out`` holds another run.
     """
-    _claim(config)
-    codec = codec or _codec(config.codec)
-    if text_encoder is None and config.text_encoder is not None:
-        text_encoder = _text_encoder(config.text_encoder)
-    data = _tokens(config, codec, text_encoder)
-    run = _Run(config, _network(config, codec, text_encoder, data), data, log)
-    last = min(config.steps, stop_after or config.steps)
-    while run.step < last:
-        run.advance()
-    run.save()
-    return run.export(codec)
+    with launched() as ranks:
+        if config.batch % ranks.count:
+            raise ValueError(
+                f"a batch of {config.batch} does not part among {ranks.count} processes"
+            )
+        if not ranks.first:  # the first one makes the files that the others then find
+            ranks.wait()
+        _claim(config)
+        codec = codec or _codec(config.codec)
+        if text_encoder is None and config.text_encoder is not None:
+            text_encoder = _text_encoder(config.text_encoder)
+        data = _tokens(config, codec, text_encoder)
+        if ranks.first:
+            ranks.wait()
+        run = _Run(config, _network(config, codec, text_encoder, data), data, log, ranks)
+        last = min(config.steps, stop_after or config.steps)
+        while run.step < last:
+            run.advance()
+        run.save()
+        folder = run.export(codec) if ranks.first else config.out / MODEL
+        ranks.wait()
+        return folder
 
 
 class _Run:
     """The state of a training: network, average, optimiser, step."""
 
     def __init__(
-        self, config: TrainConfig, network: ArConfig, data: TokenSet, log: Log | None
+        self,
+        config: TrainConfig,
+        network: ArConfig,
+        data: TokenSet,
+        log: Log | None,
+        ranks: Ranks,
     ) -> None:
-        self.config, self.log, self.step = config, log, 0
+        self.config, self.log, self.step, self.ranks = config, log, 0, ranks
         self.data, self.held = data.split(config.holdout)
         self.lm = ArTransformer(network)
         self.lm.initialize(torch.Generator().manual_seed(config.seed))
         if config.init is not None:
-            self.lm.load_state_dict(load(config.init).state_dict())
+            begin_from(self.lm, load(config.init), config.init)
         self.average = {k: v.detach().clone() for k, v in self.lm.state_dict().items()}
         self.optimizer = _optimizer(self.lm, config)
         self.seen, self.since = 0, time.perf_counter()
@@ -186,22 +203,24 @@ class _Run:
             group["lr"] = rate
         loss = self._loss()
         loss.total.backward()
+        self.ranks.average_gradients(self.lm)
         norm = torch.nn.utils.clip_grad_norm_(self.lm.parameters(), config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._average()
         self.step += 1
         if self.step % config.log_every == 0 or self.step == config.steps:
-            if not loss.total.isfinite():
-                raise ValueError(f"the loss is {loss.total.item()} at step {self.step}; lower lr")
+            total, entropy, z, accuracy = self.ranks.mean(*loss)
+            if not math.isfinite(total):
+                raise ValueError(f"the loss is {total} at step {self.step}; lower lr")
             took, self.since = time.perf_counter() - self.since, time.perf_counter()
             self._write(
-                {"loss": loss.total.item(), "cross_entropy": loss.cross_entropy.item()}
-                | {"accuracy": loss.accuracy.item(), "z": loss.z.item(), "lr": rate}
-                | {"grad_norm": norm.item(), "tokens_per_s": self.seen / took}
+                {"loss": total, "cross_entropy": entropy, "accuracy": accuracy, "z": z}
+                | {"lr": rate}
+                | {"grad_norm": norm.item(), "tokens_per_s": self.ranks.count * self.seen / took}
             )
             self.seen = 0
-        if self.step % config.eval_every == 0 or self.step == config.steps:
+        if self.ranks.first and (self.step % config.eval_every == 0 or self.step == config.steps):
             self._write(self.evaluate())
         if self.step % config.save_every == 0:
             self.save()
@@ -214,10 +233,10 @@ class _Run:
         images = config.image_every > 0 and self.step % config.image_every == config.image_every - 1
         count = config.batch * t if images else config.batch
         rows = torch.randint(len(self.data.tokens), (count,), generator=draw)
-        tokens, context = self._batch(self.data, rows)
+        tokens, context = self._batch(self.data, rows[self.ranks.part])
         if context is not None:
             kept = torch.rand(count, 1, 1, generator=draw) >= config.text_dropout
-            context = context * kept
+            context = context * kept[self.ranks.part]
         ignore = config.condition_latents * h * w
         if images:
             t, ignore = 1, 0
@@ -276,6 +295,8 @@ class _Run:
         torch._foreach_lerp_(list(self.average.values()), [state[k] for k in self.average], weight)
 
     def _write(self, figures: Mapping[str, float]) -> None:
+        if not self.ranks.first:
+            return
         with (self.config.out / METRICS).open("a") as file:
             file.write(json.dumps({"step": self.step, **figures}) + "\n")
         if self.log is not None:
@@ -283,6 +304,8 @@ class _Run:
 
     def _trim_metrics(self) -> None:
         """Forget the lines after the checkpoint: they will be written again."""
+        if not self.ranks.first:
+            return
         path = self.config.out / METRICS
         lines = path.read_text().splitlines() if path.is_file() else []
         kept = [line for line in lines if json.loads(line)["step"] <= self.step]
@@ -291,6 +314,8 @@ class _Run:
 
     def save(self) -> None:
         """Write the state of the run, whole or not at all."""
+        if not self.ranks.first:  # all have the same
+            return
         state = {
             "step": self.step,
             "model": self.lm.state_dict(),
