@@ -84,3 +84,21 @@ def test_a_gyroscope_keeps_its_tilt_and_precesses_with_its_spin(seed):
 def test_the_seed_chooses_the_camera():
     cameras = {sim.generate("stable-stack", s, size=(8, 8), frames=1).camera for s in range(6)}
     assert len(cameras) > 2
+
+
+@pytest.mark.parametrize("scene", ["free-fall", "dominoes", "gyroscope"])
+def test_a_second_take_starts_almost_alike_and_shows_the_same_things(scene):
+    capture = sim.Capture(size=(8, 8), frames=4)
+    first, again, second = (
+        sim.generate_views(scene, 3, capture, take=take)[0] for take in (0, 0, 1)
+    )
+    assert np.array_equal(first.object_pose, again.object_pose)
+    assert not np.array_equal(first.object_pose, second.object_pose)
+    assert np.abs(first.object_pose[0, :, :3] - second.object_pose[0, :, :3]).max() < 0.02
+    assert (first.captions, first.camera) == (second.captions, second.camera)
+    assert second.attributes["take"] == 1
+
+
+def test_scenes_without_a_second_take_say_so():
+    with pytest.raises(ValueError, match="room has one take only"):
+        sim.generate_views("room", 3, sim.Capture(size=(8, 8), frames=1), take=1)

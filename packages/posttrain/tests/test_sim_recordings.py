@@ -54,7 +54,8 @@ def test_simulate_writes_recordings_and_a_manifest(tmp_path, capsys):
     out = tmp_path / "deep" / "out"
     assert simulate("--scene", "arm-push", "--clips", "2", "-o", str(out), "--json", *FAST) == 0
     assert json.loads(capsys.readouterr().out)["made"] == 2
-    assert len(names(out)) == 7
+    assert len(names(out)) == 8
+    assert "| arm-push | 2 | 0 to 1 | 0 | 3 | 32x32 |" in (out / "README.md").read_text()
     manifest = json.loads((out / "dataset.json").read_text())
     assert manifest["scenes"]["arm-push"]["size"] == [32, 32]
     assert manifest["held_out_seeds_from"] == sim.HELD_OUT_SEED

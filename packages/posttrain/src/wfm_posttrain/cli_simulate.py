@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from .console import DONE, FAILED, add_common
-from .sim.recordings import Job, Tally, record_all
+from .sim.recordings import Job, Tally, record_all, write_card
 from .sim.scenes import HELD_OUT_SEED, SCENES, Capture
 
 
@@ -54,6 +54,7 @@ def simulate(args: argparse.Namespace) -> int:
             "repeat the command with fewer --workers\n"
         )
         return FAILED
+    write_card(args.out)
     facts = {"out": str(args.out), "scene": args.scene, "made": tally.made, "kept": tally.kept}
     text = f"{args.out}: {tally.made} recorded, {tally.kept} already there"
     sys.stdout.write((json.dumps(facts) if args.json else text) + "\n")

@@ -13,7 +13,32 @@ from pathlib import Path
 from .episode import MEMBERS, write_atomically, write_episode
 from .scenes import HELD_OUT_SEED, PHYSICS, SCENES, Capture, generate_views
 
-MANIFEST = "dataset.json"
+MANIFEST, CARD = "dataset.json", "README.md"
+CARD_TEXT = f"""---
+license: apache-2.0
+task_categories: [robotics]
+tags: [simulated, mujoco]
+---
+
+# Simulated recordings
+
+Made by `wfm-posttrain simulate` from procedural MuJoCo scenes: no asset of others, no person, no
+place that exists. A seed is a recording.
+**Seeds from {HELD_OUT_SEED:,} on are held out: train on none of them.**
+
+| scene | recordings | seeds | of them held out | frames | pixels |
+|---|---|---|---|---|---|
+{{rows}}
+
+Each recording is `STEM.mp4` (H.264, 4:4:4), `STEM.json` (captions, frame rate, scene facts, the
+settings it was made with) and `STEM.safetensors` with exact labels: `camera_pose` (camera to
+world, OpenCV axes), `intrinsics` (pixels), `depth` (metres along the optical axis),
+`segmentation` (keys in the JSON's `segments`), `object_pose` (position, quaternion w x y z),
+`object_pixel`, and, where there are some, `state`, `action`, `effector_pixel`, `trajectory`.
+
+Pictures are rendered; models that saw nothing else know nothing of cameras' noise, of deformable
+things, of people.
+"""
 # Raised whenever the same seed would no longer give the same recording.
 VERSION = 1
 
@@ -154,3 +179,20 @@ def _enter(job: Job, folder: Path) -> None:
     manifest["scenes"][job.scene] = job.settings
     manifest["held_out_seeds_from"] = HELD_OUT_SEED  # ty: ignore[invalid-assignment]
     write_atomically(path, (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def write_card(folder: Path) -> None:
+    """Write README.md: what the recordings of a folder are, from its manifest and its files."""
+    scenes = json.loads((folder / MANIFEST).read_text())["scenes"]
+    rows = []
+    for scene, settings in sorted(scenes.items()):
+        stems = sorted(path.stem for path in folder.glob(f"{scene}-*.json"))
+        seeds = sorted({int(stem.removeprefix(f"{scene}-")[:7]) for stem in stems})
+        height, width = settings["size"]
+        held_out = sum(seed >= HELD_OUT_SEED for seed in seeds)
+        span = f"{seeds[0]} to {seeds[-1]}" if seeds else "-"
+        rows.append(
+            f"| {scene} | {len(stems)} | {span} | {held_out} | {settings['frames']} | "
+            f"{height}x{width} |"
+        )
+    write_atomically(folder / CARD, CARD_TEXT.format(rows="\n".join(rows)).encode())
