@@ -111,7 +111,7 @@ def _shard(args: argparse.Namespace) -> int:
         "split.max_seconds=1e9",
         "dedup.enabled=false",
         "filter={min_motion: 0, min_change: 0, max_frozen: 1, max_blur: 1, min_luma: 0, "
-        "max_bright: 1, min_contrast: 0, min_side: 1}",
+        "max_bright: 1, min_contrast: 0, max_bars: 1, min_side: 1}",
     )
     return _curate(args, _settings(args, *open_gates))
 

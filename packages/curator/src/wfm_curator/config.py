@@ -62,6 +62,7 @@ class FilterConfig(Settings):
     min_luma: float = Field(0.02, ge=0, le=1, description="mean brightness; below: dark")
     max_bright: float = Field(0.9, ge=0, le=1, description="share of burnt-out pixels")
     min_contrast: float = Field(0.01, ge=0, le=1, description="deviation of luma; below: blank")
+    max_bars: float = Field(0.5, ge=0, le=1, description="share of the picture in black bars")
     min_side: int = Field(48, ge=1, description="pixels of the shorter side")
     drop_lowest: float = Field(0.0, ge=0, lt=1, description="share of lowest quality to drop")
 

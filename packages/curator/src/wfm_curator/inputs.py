@@ -14,7 +14,7 @@ from .video import SUFFIXES
 
 LISTS = (".txt", ".jsonl", ".parquet")
 CACHE = ".inputs"
-VERSION = 3  # of scores and descriptors; a change makes every run measure anew
+VERSION = 4  # of scores and descriptors; a change makes every run measure anew
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ WORDS = (
     "caption",
     "caption_source",
     "caption_windows",
+    "category",
     "hash",
     "shard",
 )

@@ -3,7 +3,8 @@
 import cv2
 import numpy as np
 
-NAMES = ("luma", "contrast", "dark", "bright", "blur", "blocking")
+NAMES = ("luma", "contrast", "dark", "bright", "blur", "blocking", "bars")
+BLACK = 24  # of 255: a row or column that is nowhere brighter is part of a black bar
 BLUR_SIDE, BLOCK_SIDE = 640, 720
 
 
@@ -12,7 +13,8 @@ def measure(gray: np.ndarray) -> dict[str, float]:
 
     luma: mean; contrast: standard deviation; dark, bright: share of pixels with next to no or
     full brightness; blur: 0 sharp to 1; blocking: how much stronger edges are on the 8-pixel
-    grid of block codecs than off it, 0 for none. All but blocking are of 1.
+    grid of block codecs than off it, 0 for none; bars: share of the picture in black bars. All
+    but blocking are of 1.
     """
     h, w = gray.shape
     scale = BLUR_SIDE / max(h, w)
@@ -26,6 +28,7 @@ def measure(gray: np.ndarray) -> dict[str, float]:
         "bright": float((small > 247).mean()),
         "blur": blur(small),
         "blocking": blocking(gray[:BLOCK_SIDE, :BLOCK_SIDE]),
+        "bars": bars(gray),
     }
 
 
@@ -59,3 +62,12 @@ def blocking(gray: np.ndarray) -> float:
         off = (steps.sum() - steps[7::8].sum()) / (len(steps) - len(steps[7::8]))
         worst = max(worst, float((on - off) / (off + 1)))
     return worst
+
+
+def bars(gray: np.ndarray) -> float:
+    """Share of the picture in black bars at its edges; 0 if all of it is black."""
+    rows, columns = np.flatnonzero(gray.max(1) >= BLACK), np.flatnonzero(gray.max(0) >= BLACK)
+    if not len(rows):
+        return 0.0
+    used = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
+    return 1 - float(used) / gray.size

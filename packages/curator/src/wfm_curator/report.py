@@ -136,8 +136,8 @@ def _categories(clips: Sequence[Entry]) -> str:
 
 
 def _extremes(clips: Sequence[Entry], strip: Strip) -> str:
-    """Show the clips with the lowest and the highest of each score, whatever became of them."""
-    judged = [e for e in clips if e.reason not in BY_SPLIT]
+    """Show the clips with the lowest and the highest of each score, rejected or kept."""
+    judged = [e for e in clips if e.reason not in BY_SPLIT and e.state != "duplicate"]
     if len(judged) < 2:
         return ""
     parts = []

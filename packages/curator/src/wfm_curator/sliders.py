@@ -21,6 +21,7 @@ SLIDERS = (
     ("min_luma", "luma", 1, "brightness"),
     ("max_bright", "bright", -1, "burnt-out pixels"),
     ("min_contrast", "contrast", 1, "contrast"),
+    ("max_bars", "bars", -1, "black bars"),
     ("max_shake", "shake", -1, "shake, widths/s"),
     ("min_side", "side", 1, "shorter side, pixels"),
 )
