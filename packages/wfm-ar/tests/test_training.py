@@ -120,7 +120,11 @@ def test_two_processes_train_as_one(tmp_path, clips):
 
 @pytest.mark.parametrize(
     "how",
-    [{"latents": "video"}, {"latents": "image"}, {"optimizer": "muon", "precision": "bfloat16"}],
+    [
+        {"latents": "video"},
+        {"latents": "image"},
+        {"optimizer": "muon", "precision": "bfloat16", "token_noise": 0.2},
+    ],
 )
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, clips, how):
     whole = run(tmp_path / "a", clips, **how)

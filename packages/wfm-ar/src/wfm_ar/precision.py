@@ -1,6 +1,6 @@
 """What a training step computes in."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
@@ -12,7 +12,7 @@ Precision = Literal["float32", "bfloat16"]
 
 # same as: packages/wfm-diffusion/src/wfm_diffusion/precision.py
 @contextmanager
-def computing_in(precision: Precision, device: str) -> Iterator[None]:
+def computing_in(precision: Precision, device: str) -> Generator[None]:
     """Do matrix products in ``precision``; on a CPU, attention by its definition.
 
     There the fused kernel's backward pass takes half of a step at a few hundred tokens.

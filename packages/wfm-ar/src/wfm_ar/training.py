@@ -68,6 +68,9 @@ class TrainConfig(BaseModel):
     condition_latents: int = Field(1, ge=0, description="first latent frames without loss")
     image_every: int = Field(8, ge=0, description="every so many steps one of images; 0: none")
     text_dropout: float = Field(0.1, ge=0, le=1, description="part of the samples without text")
+    token_noise: float = Field(
+        0.0, ge=0, lt=1, description="part of the tokens seen that is random; against overfitting"
+    )
     z_loss: float = Field(3e-4, ge=0, description="weight of mean(logsumexp^2)")
 
     steps: int = Field(6000, ge=1)
@@ -241,7 +244,10 @@ class _Run:
         if images:
             t, ignore = 1, 0
             tokens = tokens[:, : h * w]
-        return self._score(tokens, context, (t, h, w), ignore)
+        wrong = torch.rand(tokens.shape, generator=draw) < config.token_noise
+        random = torch.randint(self.lm.vocab_size, tokens.shape, generator=draw)
+        seen = torch.where(wrong, random, tokens)
+        return self._score(tokens, context, (t, h, w), ignore, seen)
 
     def _batch(self, data: TokenSet, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         tokens = rearrange(data.tokens[rows], "b t h w -> b (t h w)").long()
@@ -255,15 +261,20 @@ class _Run:
         context: Tensor | None,
         grid: tuple[int, int, int],
         ignore: int,
+        seen: Int64[Tensor, "b n"] | None = None,
     ) -> Loss:
-        """Predict each token from those before it; the first ``ignore`` tokens are given."""
+        """Predict each token from those before it, or from what is ``seen`` of them.
+
+        The first ``ignore`` tokens are given.
+        """
+        before = (tokens if seen is None else seen)[:, :-1]
         self.seen += tokens.numel()
         bov = self.lm.bov_token
         if bov is None:
-            inputs, labels, ignore = tokens[:, :-1], tokens[:, 1:], max(ignore - 1, 0)
+            inputs, labels, ignore = before, tokens[:, 1:], max(ignore - 1, 0)
         else:
             first = torch.full_like(tokens[:, :1], bov)
-            inputs, labels = torch.cat([first, tokens[:, :-1]], 1), tokens
+            inputs, labels = torch.cat([first, before], 1), tokens
         with computing_in(self.config.precision, tokens.device.type):
             scores = self.lm(inputs, context, grid=grid)
         return next_token_loss(scores, labels, ignore=ignore, z_loss=self.config.z_loss)
