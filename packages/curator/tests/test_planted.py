@@ -10,7 +10,7 @@ from wfm_curator.config import FilterConfig, SplitConfig
 from wfm_curator.filters import judge
 
 FPS, FRAMES = 10, 30
-STRICT = FilterConfig(max_shake=0.3, max_blur=0.8)
+STRICT = FilterConfig(max_shake=0.3, max_blur=0.7)
 
 
 def robot(seed):
