@@ -48,3 +48,15 @@ def test_adapters_are_folded_in(run, tmp_path, capsys):
 
 def test_the_command_knows_every_recipe():
     assert RECIPES == NAMES
+
+
+def test_the_memory_of_a_training_is_told_beforehand(run, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text((run / "config.json").read_text())
+    command = ["train", "--recipe", "camera", "--config", str(config), "-o", str(tmp_path / "new")]
+    assert main([*command, "--estimate", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["total"] == sum(x for name, x in found.items() if name != "total")
+    assert found["optimizer"] == 2 * found["gradients"] < found["weights"]
+    assert not (tmp_path / "new" / "state.pt").exists()
+    assert main(["train", "--set", "clips=x", "-o", str(tmp_path / "new"), "--estimate"]) == 2

@@ -243,6 +243,17 @@ def test_bridge_actions_lead_from_state_to_state(irasim):
         np.testing.assert_allclose(apply_action(state[t], action[t]), state[t + 1], atol=1e-5)
 
 
+def test_bridge_actions_may_be_counted_from_the_start(irasim):
+    steps = bridge(f"{irasim}?split=train")[0].labels()["action"].double().numpy()
+    summed = bridge(f"{irasim}?split=train&since=start")[0].labels()["action"].double().numpy()
+    at, zero = np.zeros(7), np.zeros(7)
+    for step, whole in zip(steps, summed, strict=True):
+        at = apply_action(at, step)
+        np.testing.assert_allclose(apply_action(zero, whole), at, atol=1e-5)
+    with pytest.raises(ValueError, match="since=noon does not fit"):
+        bridge(f"{irasim}?since=noon")
+
+
 def test_bridge_drops_a_tail_that_is_no_number(irasim):
     clip = bridge(f"{irasim}?split=train")[1]
     assert len(clip) == len(clip.read(0, 9)) == 6

@@ -12,7 +12,7 @@ from torch import nn
 
 import wfm_posttrain
 from wfm_posttrain.engine import estimate, train
-from wfm_posttrain.fit import _optimizer
+from wfm_posttrain.fit import _optimizer, step_generator
 from wfm_posttrain.memory import saved_for_backward
 from wfm_posttrain.parallel import load_state
 
@@ -75,6 +75,16 @@ def test_one_process_goes_on_where_two_stopped(together, tmp_path):
     config = config_for("control", fit=FIT)
     train(config, tmp_path / "run", resume=True, progress=lambda a, b: seen.append(a))
     assert seen == []  # all four steps were done
+
+
+def test_every_part_of_a_step_draws_for_itself():
+    draws = {
+        torch.rand(1, generator=step_generator(seed, step, part)).item()
+        for seed in range(3)
+        for step in range(5)
+        for part in range(4)
+    }
+    assert len(draws) == 60
 
 
 def test_several_batches_count_as_one(tmp_path):

@@ -6,6 +6,7 @@ image, so a frame is one latent frame and a step is one action.
 """
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,8 @@ def train(
         FileNotFoundError: no such clips.
         ValueError: settings, clips or references that do not fit.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("this recipe trains on one process; start it without torchrun")
     run = Path(run)
     clips, held_out = split(config.clips, config.held_out, config.size)
     codec = load_codec(config.backend.codec)

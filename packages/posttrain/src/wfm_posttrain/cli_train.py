@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ def add_train(commands: Subparsers) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="RUN")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--seed", type=int, help="the same as --set fit.seed=N")
+    parser.add_argument("--estimate", action="store_true",
+                        help="say how much memory it takes, and do not train")  # fmt: skip
     add_device(parser)
     add_common(parser, _train)
 
@@ -48,14 +51,22 @@ def add_lora(commands: Subparsers) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from .recipes import configure, train
+    from .recipes import ClipConfig, configure, engine, train
 
     overrides = [*args.set, *([f"fit.seed={args.seed}"] if args.seed is not None else [])]
     config = configure(args.recipe, args.config, overrides)
+    if args.estimate:
+        if not isinstance(config, ClipConfig):
+            raise ValueError("--estimate knows the recipes on whole clips, not this one")
+        found = engine.estimate(config, args.out)
+        tell(args, vars(found) | {"total": found.total}, str(found))
+        return DONE
     folder = train(
         config, args.out, resume=args.resume, device=choose_device(args.device),
         progress=bar("training", args.quiet),
     )  # fmt: skip
+    if os.environ.get("RANK", "0") != "0":  # one of several processes speaks for all
+        return DONE
     found = json.loads((args.out / "evaluation.json").read_text())
     tell(args, {"model": str(folder), **found}, f"{folder}: ready; see {folder / 'README.md'}")
     return DONE

@@ -24,6 +24,7 @@ from .clips import open_clips, split
 from .fidelity import Fidelity, FidelityConfig, measure
 from .fit import AVERAGE, Log, fit, recompute_blocks, start_run
 from .imagine import ClipWorld, given_frames, spread
+from .imported import Resized
 from .interfaces import ClipDataset, DiscreteCodec, LatentCodec, NextTokenModel, TrainableDenoiser
 from .lora import inject
 from .memory import Memory
@@ -330,9 +331,9 @@ def check(denoiser: Any, encoder: Any, data: EncodedClips, config: ClipConfig) -
 def evaluate(
     world: ClipWorld, clips: ClipDataset | str, config: FidelityConfig | None = None
 ) -> Fidelity:
-    """Imagine held-out clips with their own and with other clips' conditions."""
+    """Imagine held-out clips with their own and with others' conditions, at the model's size."""
     clips = open_clips(clips) if isinstance(clips, str) else clips
-    return measure(world, clips, config or FidelityConfig())
+    return measure(world, Resized(clips, world.place.size), config or FidelityConfig())
 
 
 def _whole(config: ClipConfig) -> bool:

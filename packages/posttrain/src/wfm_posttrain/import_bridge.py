@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from .imported import ImportedClip, ImportedClips, options
@@ -23,24 +24,26 @@ FPS = 5.0
 
 
 def bridge(argument: str) -> ImportedClips:
-    """Open ``FOLDER`` or ``FOLDER?split=train&camera=0``.
+    """Open ``FOLDER`` or ``FOLDER?split=train&camera=0&since=start``.
 
-    Actions are computed from the states, in the gripper's frame and scaled, as Cosmos 1.0 does.
+    Actions are computed from the states, in the gripper's frame and scaled, as Cosmos 1.0 does:
+    each since the frame before or, with ``since=start``, since the first one.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: no annotation in it, or a damaged one.
     """
-    folder, chosen = options(argument, {"split": str, "camera": int})
+    folder, chosen = options(argument, {"split": str, "camera": int, "since": _since})
     place = folder / "annotation" / chosen.get("split", "")
     files = sorted(place.rglob("*.json"), key=lambda p: (str(p.parent), len(p.stem), p.stem))
     makers: list[Callable[[], ImportedClip]] = [
-        partial(_clip, folder, file, chosen.get("camera", 0)) for file in files
+        partial(_clip, folder, file, chosen.get("camera", 0), chosen.get("since", "frame"))
+        for file in files
     ]
     return ImportedClips(makers, f"{place}: no annotation (ID.json)")
 
 
-def _clip(folder: Path, file: Path, camera: int) -> ImportedClip:
+def _clip(folder: Path, file: Path, camera: int, since: str) -> ImportedClip:
     try:
         about = json.loads(file.read_text())
         states = _states(about)
@@ -54,7 +57,7 @@ def _clip(folder: Path, file: Path, camera: int) -> ImportedClip:
         caption=texts[0] if texts else "",
         length=len(states),
         film=lambda: read_video(path)[0][: len(states)],
-        arrays=partial(_arrays, states),
+        arrays=partial(_arrays, states, since),
         attributes={"episode": about.get("episode_id", file.stem), "split": file.parent.name},
     )
 
@@ -71,8 +74,22 @@ def _states(about: dict[str, Any]) -> np.ndarray:
     return states[:end]
 
 
-def _arrays(states: np.ndarray) -> dict[str, Tensor]:
+def _arrays(states: np.ndarray, since: str) -> dict[str, Tensor]:
+    actions = relative_actions(states) if since == "frame" else accumulated_actions(states)
     return {
         "state": torch.from_numpy(states.astype(np.float32)),
-        "action": torch.from_numpy(relative_actions(states)),
+        "action": torch.from_numpy(actions),
     }
+
+
+def accumulated_actions(states: Float[np.ndarray, "t 7"]) -> Float32[np.ndarray, "s 7"]:
+    """Return the scaled actions from the first state to each other one (``s`` is ``t - 1``)."""
+    first = states[0]
+    pairs = [relative_actions(np.stack([first, state]))[0] for state in states[1:]]
+    return np.stack(pairs)
+
+
+def _since(text: str) -> str:
+    if text not in ("frame", "start"):
+        raise ValueError("frame or start")
+    return text

@@ -1,9 +1,9 @@
 """Train on several processes: the network sharded (FSDP2), all else replicated.
 
-``torchrun --nproc-per-node=N -m wfm_posttrain train ...`` starts them. The network's blocks and
-the rest of it are split over the processes; encoders and control branches are small, so that
-each has its own copy, kept equal by averaging gradients. Checkpoints are torch's distributed
-ones, which load on any number of processes.
+``torchrun --nproc-per-node=N --no-python wfm-posttrain train ...`` starts them. The network's
+blocks and the rest of it are split over the processes; encoders and control branches are small,
+so that each has its own copy, kept equal by averaging gradients. Checkpoints are torch's
+distributed ones, which load on any number of processes.
 """
 
 import logging
