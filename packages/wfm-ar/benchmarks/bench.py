@@ -3,7 +3,7 @@
     python packages/wfm-ar/benchmarks/bench.py           # a Markdown table
     python packages/wfm-ar/benchmarks/bench.py --quick   # sizes of a minute
 
-Random weights of 98 M parameters in float32, batch 1, greedy, one CPU thread; processor time, so
+Random weights of 74 M parameters in float32, batch 1, greedy, one CPU thread; processor time, so
 that other programs disturb little. What is compared runs in turn in this one process. A part
 whose library is missing is named and left out.
 """
@@ -23,8 +23,8 @@ from torch import Tensor
 import wfm_ar as wa
 from wfm_ar.bench import clock, medians, product_seconds, token_seconds, weight_bytes
 
-WIDTHS = {"dim": 1024, "num_layers": 6, "num_heads": 16, "num_kv_heads": 4, "head_dim": 64}
-SIZE = WIDTHS | {"ffn_dim": 3584, "vocab_size": 8000, "rope_theta": 10_000.0}
+WIDTHS = {"dim": 768, "num_layers": 8, "num_heads": 12, "num_kv_heads": 4, "head_dim": 64}
+SIZE = WIDTHS | {"ffn_dim": 2688, "vocab_size": 8000, "rope_theta": 10_000.0}
 VIDEO = SIZE | {"grid": (20, 16, 16), "max_positions": 5120}
 TEXT = VIDEO | {"cross_every": 1, "context_dim": 1024, "text_slots": 512}
 LINE = SIZE | {"rope": "1d", "grid": None, "max_positions": 5120, "qk_norm": False}
@@ -95,8 +95,8 @@ def transformers(rounds: int) -> Iterator[Row]:
 
     lm, n = model(LINE), 8
     config = LlamaConfig(
-        vocab_size=8000, hidden_size=1024, intermediate_size=3584, num_hidden_layers=6,
-        num_attention_heads=16, num_key_value_heads=4, head_dim=64, rms_norm_eps=1e-5,
+        vocab_size=8000, hidden_size=768, intermediate_size=2688, num_hidden_layers=8,
+        num_attention_heads=12, num_key_value_heads=4, head_dim=64, rms_norm_eps=1e-5,
         max_position_embeddings=5120, tie_word_embeddings=False, attn_implementation="sdpa",
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
     )  # fmt: skip

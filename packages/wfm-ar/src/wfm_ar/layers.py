@@ -152,8 +152,8 @@ def normalize(x: Float[Tensor, "*b d"], eps: float) -> Float[Tensor, "*b d"]:
 
 
 def rotate(
-    x: Float[Tensor, "b h n d"], rotation: Rotation, *, interleaved: bool
-) -> Float[Tensor, "b h n d"]:
+    x: Float[Tensor, "*b d"], rotation: Rotation, *, interleaved: bool
+) -> Float[Tensor, "*b d"]:
     """Turn pairs of channels by the angles of their position.
 
     Either channels 2i and 2i + 1 are a pair, or i and i + d/2. The sines of a pair's first

@@ -5,7 +5,7 @@ arXiv 2211.17192) becomes: keep a proposed token with its probability p, or else
 without it. Greedy decoding is the case of p being 0 or 1.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -16,6 +16,7 @@ from .decoding import Progress, Sampler
 from .model import ArTransformer
 
 
+@runtime_checkable
 class Draft(Protocol):
     """Guesses what follows."""
 

@@ -1,7 +1,7 @@
 """Go on with a world one frame at a time, each under a control that is known only then."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from .interfaces import WorldModel as AnyWorld
 from .world import WorldModel
 
 
+@runtime_checkable
 class Steered(Protocol):
     """A future that grows by a frame a call."""
 
