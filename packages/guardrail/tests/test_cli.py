@@ -142,7 +142,7 @@ def test_attack_and_eval_print_their_tables(tmp_path, capsys):
     assert main(["eval", *flags]) == 0
     out = capsys.readouterr().out
     assert "1 of 2" in out
-    assert "caught as written    1 of 1" in out
+    assert "1 of 1     100%" in out
 
 
 def test_posture_is_printed(capsys):

@@ -1,3 +1,4 @@
+import asyncio
 import time
 from functools import partial
 
@@ -199,6 +200,34 @@ def test_lone_surrogates_and_nul_are_no_trouble(guard):
 def test_many_texts_keep_their_order(guard):
     verdicts = guard.check_texts(["a robot", "hentai", "a car"])
     assert [v.safe for v in verdicts] == [True, False, True]
+
+
+def test_many_at_once_keep_their_order_and_do_not_hold_up_the_loop():
+    def slow(text):
+        time.sleep(0.2 if text == "a robot" else 0)
+        return ()
+
+    guard = Guardrail(text_checks=[Words(slow)], detector=None)
+
+    async def run():
+        ticks = 0
+
+        async def tick():
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.01)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        verdicts = await guard.acheck_texts(["a robot", "hentai", "a car"] * 4, at_once=4)
+        film = await guard.acheck_video(scene())
+        ticking.cancel()
+        return ticks, verdicts, film
+
+    ticks, verdicts, film = asyncio.run(run())
+    assert [v.safe for v in verdicts] == [True, False, True] * 4
+    assert film.safe
+    assert ticks > 3
 
 
 def test_an_unknown_stage_is_an_error(guard):

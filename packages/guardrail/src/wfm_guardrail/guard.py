@@ -1,6 +1,7 @@
 """The guard: runs the checks of a policy, fails closed, and keeps the record."""
 
 import logging
+from asyncio import Semaphore, gather, to_thread
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from hashlib import sha256
@@ -121,7 +122,25 @@ class Guardrail:
         """Return one verdict for each text, in order."""
         return [self.check_text(text, stage=stage) for text in texts]
 
+    async def acheck_texts(
+        self, texts: Iterable[str], /, *, stage: TextStage = "prompt", at_once: int = 8
+    ) -> list[Verdict]:
+        """Return one verdict for each text, in order, without holding up the event loop."""
+        slots = Semaphore(at_once)
+
+        async def judge(text: str) -> Verdict:
+            async with slots:
+                return await to_thread(self.check_text, text, stage=stage)
+
+        return list(await gather(*map(judge, texts)))
+
     # Video
+
+    async def acheck_video(
+        self, frames: object, /, *, stage: MediaStage = "output_media", fps: float | None = None
+    ) -> Verdict:
+        """Do as :meth:`check_video`, without holding up the event loop."""
+        return await to_thread(self.check_video, frames, stage=stage, fps=fps)
 
     def check_video(
         self, frames: object, /, *, stage: MediaStage = "output_media", fps: float | None = None

@@ -85,7 +85,8 @@ def _caught(
     harmless = [odds(prompt) for prompt in benign]
     paths = sorted(source.glob("*.txt")) if source.is_dir() else [source]
     prompts = {path.stem: list(lines(path)) for path in paths}
-    prompts["all"] = [prompt for each in prompts.values() for prompt in each]
+    if len(prompts) > 1:
+        prompts["all"] = [prompt for each in prompts.values() for prompt in each]
     rows: dict[str, dict[str, Any]] = {}
     for name, texts in prompts.items():
         if texts:

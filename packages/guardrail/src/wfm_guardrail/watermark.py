@@ -17,9 +17,13 @@ from jaxtyping import Float, Int, UInt8
 ROWS, COLUMNS = 36, 64  # cells of the pattern, whatever the size of the picture
 BITS = 32  # of payload; a checksum of 16 follows
 LEAST_FRAMES = 24
-FOUND = 6.0  # standard deviations of the sync cells; chance passes it once in 2e8 looks
+# Standard deviations of the sync cells. Their signs are random to who lacks the key, so that by
+# Hoeffding's inequality chance passes with 4 exp(-FOUND^2 / 2) = 6e-7 at most (two phases, two
+# ways round).
+FOUND = 5.6
 _CHECK = 16
-_SYNC = 4  # one cell in so many says where the mark begins and which way round it is
+_MARKED = 4  # one cell in so many is marked: fewer and stronger ones survive a coder's rounding
+_SYNC = 4  # of these, one in so many says where the mark begins and which way round it is
 _CLIP = 6.0  # grey levels: larger changes are motion
 _TURN = (1, 1, -1, -1)
 
@@ -42,7 +46,7 @@ class Mark:
 class Embedder:
     """Write a payload of 32 bits into frames, chunk after chunk; the input is not written to."""
 
-    def __init__(self, payload: int, key: bytes, *, strength: int = 1) -> None:
+    def __init__(self, payload: int, key: bytes, *, strength: int = 2) -> None:
         if not 0 <= payload < 1 << BITS:
             raise ValueError(f"payload {payload}: it is a number of {BITS} bits")
         if not 1 <= strength <= 4:
@@ -103,7 +107,7 @@ class Detector:
         return Mark(True, score, _checked(votes > 0), self.frames)
 
 
-def embed(frames: Pixels, payload: int, key: bytes, *, strength: int = 1) -> Pixels:
+def embed(frames: Pixels, payload: int, key: bytes, *, strength: int = 2) -> Pixels:
     """Return marked frames.
 
     Raises:
@@ -122,16 +126,18 @@ def detect(frames: Pixels, key: bytes) -> Mark:
 
 
 def _pattern(key: bytes) -> tuple[Int[np.ndarray, " cells"], Int[np.ndarray, " cells"]]:
-    """Return a sign for each cell, and what it carries: 0 sync, else the number of a bit."""
+    """Return a sign for each cell, 0 for most, and what it carries: 0 sync, or a bit's number."""
     if len(key) < 8:
         raise ValueError(f"a watermark key has at least 8 bytes, got {len(key)}")
     count = ROWS * COLUMNS
     stream = shake_256(b"wfm-guardrail watermark 1" + key).digest(5 * count)
     signs = np.where(np.frombuffer(stream[:count], np.uint8) & 1, 1, -1)
     order = np.argsort(np.frombuffer(stream[count:], ">u4"), kind="stable")
+    used = count // _MARKED
     owners = np.zeros(count, np.int64)
-    carriers = order[count // _SYNC :]
+    carriers = order[used // _SYNC : used]
     owners[carriers] = 1 + np.arange(len(carriers)) % (BITS + _CHECK)
+    signs[order[used:]] = 0
     return signs, owners
 
 
