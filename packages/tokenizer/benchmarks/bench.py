@@ -57,7 +57,12 @@ def main() -> None:
             say(f"| {frames} | {name} | {encode:.2f} | {decode:.2f} | {ratios} | {megabytes} |")
         encode, decode = flops(frames, args)
         say(f"| {frames} | (floor: GFLOP as published) | {encode:.0f} | {decode:.0f} | | | | |")
-    say(f"\nx: times faster than {'diffusers' if 'diffusers' in rows else 'the reference'}.")
+    say(f"\nx: times faster than {'diffusers' if 'diffusers' in rows else 'the reference'}.\n")
+    say("| stream of an encoder, bfloat16 | layers | attention, a minute at 24 frames/s |")
+    say("| --- | --- | --- |")
+    for height, width in ((256, 256), (720, 1280), (1088, 1920)):
+        layers, growth = stream_memory(height, width)
+        say(f"| {height}x{width} | {layers / 1e6:.0f} MB | {growth * 180 / 1e9:.2f} GB |")
 
 
 def make(name: str, args: argparse.Namespace) -> Pair | None:
@@ -185,6 +190,18 @@ def flops(frames: int, args: argparse.Namespace) -> tuple[float, float]:
             call(data)
         counts.append(counter.get_total_flops() / 1e9)
     return counts[0], counts[1]
+
+
+def stream_memory(height: int, width: int) -> tuple[int, int]:
+    """Return the bytes that do not grow, and those that each latent frame adds."""
+    with torch.device("meta"):
+        tokenizer = build(PRESETS[NAME]).eval().to(torch.bfloat16)
+        encoder = tokenizer.streaming_encoder()
+        encoder.push(torch.zeros(1, 3, 9, height, width))
+        before = encoder.memory_bytes
+        encoder.push(torch.zeros(1, 3, 8, height, width))
+    growth = encoder.memory_bytes - before
+    return before - 2 * growth, growth
 
 
 def say(line: str) -> None:

@@ -67,12 +67,12 @@ def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
     """Return the distance of two sets of features, each taken as a Gaussian (Heusel et al. 2017).
 
     ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` in float64; the trace of the root is the sum of
-    the singular values of ``X1^T X2`` for centred features ``X`` over ``sqrt(n - 1)``.
+    the singular values of ``R1 R2^T``, where ``C = R^T R``.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError(f"a Frechet distance needs 2 clips or more, got {len(a)} and {len(b)}")
     a, b = a.double(), b.double()
-    x, y = ((v - v.mean(0)) / (len(v) - 1) ** 0.5 for v in (a, b))
+    x, y = (torch.linalg.qr((v - v.mean(0)) / (len(v) - 1) ** 0.5, "r").R for v in (a, b))
     root = torch.linalg.svdvals(x @ y.T).sum()
     distance = (a.mean(0) - b.mean(0)).square().sum()
     return float(distance + x.square().sum() + y.square().sum() - 2 * root)
