@@ -185,3 +185,9 @@ def test_held_out_clips_are_not_trained_on(tmp_path, clips):
 @pytest.mark.parametrize(("length", "gamma"), [(0.1, 6.937), (0.05, 16.972), (0.025, 36.987)])
 def test_power_averages_have_the_published_exponents(length, gamma):
     assert power_gamma(length) == pytest.approx(gamma, abs=1e-3)
+
+
+def test_recomputed_activations_change_nothing(tmp_path, clips):
+    plain = weights(run(config(tmp_path / "a", clips, steps=3)))
+    again = weights(run(config(tmp_path / "b", clips, steps=3, recompute=True)))
+    assert all(torch.equal(x, again[name]) for name, x in plain.items())

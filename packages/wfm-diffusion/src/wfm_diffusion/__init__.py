@@ -18,6 +18,7 @@ _HOMES = {
     "load": "checkpoint",
     "save_network": "checkpoint",
     "WorldModel": "world",
+    "imagine_cameras": "cameras",
     "DiffusionDecoder": "decoder",
     "load_decoder": "decoder",
     "Refused": "guards",

@@ -183,6 +183,7 @@ class TrainConfig(BaseModel):
     log_every: int = Field(10, gt=0)
     seed: int = 0
     device: str = "cpu"
+    recompute: bool = Field(False, description="compute activations twice, keep few; same result")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of matrix products in training; the weights stay float32"
     )

@@ -1,6 +1,7 @@
 """The parts of the diffusion transformer: time, AdaLN-LoRA, attention, MLP, block."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from .attention import attention
 from .config import DiffusionConfig
+from .parallel import ContextParallel
 from .position import rotate
 from .steady import KeysValues, Words
 
@@ -39,6 +41,7 @@ class Context:
     position: Float[Tensor, "1 n d"] | None
     views: int
     branches: int = 1
+    parallel: ContextParallel | None = None
 
     @property
     def rows(self) -> int:
@@ -131,7 +134,12 @@ class Attention(nn.Module):
         """Attend to all tokens, with rotary positions."""
         q, (k, v) = self.queries(x), self.keys_values(x)
         cos, sin = context.cos[: len(x)], context.sin[: len(x)]
-        y = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if context.parallel is None:
+            y = attention(q, k, v)
+        else:
+            y = attention(*map(context.parallel.to_heads, (q, k, v)))
+            y = context.parallel.to_tokens(y)
         return self.out(rearrange(y, "b n k d -> b n (k d)"))
 
     def over_text(self, x: Float[Tensor, "b n d"], context: Context) -> Float[Tensor, "b n d"]:
@@ -224,3 +232,30 @@ class Uncertainty(nn.Module):
         angle = timestep.float()[:, None] * self.frequencies.float() + self.phases.float()
         features = math.sqrt(2) * angle.cos()
         return rearrange(features.to(self.linear.weight.dtype) @ self.linear.weight.T, "b 1 -> b")
+
+
+def add_ports(
+    time: tuple[Float[Tensor, "_ d"], Float[Tensor, "_ e"]], ports: Mapping[str, Tensor]
+) -> tuple[Float[Tensor, "_ f d"], Float[Tensor, "_ f e"]]:
+    """Add ``adaln`` to the time embedding, ``adaln_shared`` to the term of all blocks.
+
+    Either has one row for each sample, or one for each latent frame.
+    """
+    embedding, shared = (
+        old[:, None] if new is None else old[:, None] + per_frame(new).to(old.dtype)
+        for old, new in zip(time, map(ports.get, ("adaln", "adaln_shared")), strict=True)
+    )
+    frames = max(embedding.shape[1], shared.shape[1])
+    rows = max(len(embedding), len(shared))
+    return embedding.expand(rows, frames, -1), shared.expand(rows, frames, -1)
+
+
+def per_frame(x: Tensor) -> Float[Tensor, "b f d"]:
+    return x if x.dim() == 3 else x[:, None]
+
+
+def each_branch(x: Tensor, branches: int) -> Tensor:
+    """Repeat rows that belong to samples; a single one serves all."""
+    if branches == 1 or len(x) == 1:
+        return x
+    return x.repeat(branches, *[1] * (x.dim() - 1))

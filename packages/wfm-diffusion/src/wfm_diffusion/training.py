@@ -37,7 +37,7 @@ Log = Callable[[int, Mapping[str, float]], None]
 BUCKETS = (0.1, 0.4, 1.6, 6.4, 25.6)
 """Noise levels at which the validation error is measured."""
 VALIDATED_AT_MOST = 32
-_MAY_CHANGE = {"out", "cache", "validate_every", "save_every", "log_every", "device"}
+_MAY_CHANGE = {"out", "cache", "validate_every", "save_every", "log_every", "device", "recompute"}
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ class Run:
     def __init__(self, config: TrainConfig, data: Latents, log: Log | None = None) -> None:
         self.config, self.data, self.log = config, data, log
         self.net = new_network(config).to(config.device).train()
+        self.net.recompute = config.recompute
         self.ema = Ema(self.net, length=config.ema_length, decay=config.ema_decay)
         self.optimizer = new_optimizer(self.net, config)
         self.step = 0
@@ -197,7 +198,7 @@ class Run:
             return
         with safe_open(path, "pt", device=self.config.device) as file:
             metadata = file.metadata()
-            if metadata["config"] != lasting(self.config):
+            if not same_run(metadata["config"], self.config):
                 raise ValueError(f"{path}: is of a run with other settings; choose another folder")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self.step = int(metadata["step"])
@@ -218,6 +219,12 @@ class Run:
 def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the entries whose names start with the prefix, without it."""
     return {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+
+
+def same_run(stored: str, config: TrainConfig) -> bool:
+    """Tell whether a checkpoint's settings are these; fields newer than it had their defaults."""
+    theirs = {"out": config.out, **json.loads(stored)}
+    return lasting(TrainConfig.model_validate(theirs)) == lasting(config)
 
 
 def lasting(config: TrainConfig) -> str:

@@ -6,16 +6,19 @@ import torch
 from einops import rearrange, repeat
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .config import DiffusionConfig, WorldSettings
 from .edm import Scalings, noise_label, scalings
-from .layers import Block, Context, FinalLayer, TimeEmbedding, Uncertainty
+from .layers import Block, Context, FinalLayer, TimeEmbedding, Uncertainty, add_ports, each_branch
+from .parallel import ContextParallel
 from .position import Grid, LearnedPosition, rope_angles, sincos_embedding, tile_views
 from .steady import Steady, Words, collapsed, plain, uniform
 
 PORTS = ("channels", "adaln", "adaln_shared", "view")
-CONDITIONS = ("text", "text_mask", "fps", "given", "given_sigma", "tokens", *PORTS)
+CONDITIONS = ("text", "text_mask", "fps", "given", "given_sigma", "tokens", "frame_repeat", *PORTS)
 
 Residual = Callable[[int, Tensor, Context], Tensor]
 
@@ -23,13 +26,16 @@ Residual = Callable[[int, Tensor, Context], Tensor]
 class DiffusionTransformer(nn.Module):
     """Noisy latents, a noise level and text -> what preconditioning turns into a denoiser.
 
-    ``world`` is the ``world.json`` that was loaded with the weights, if there was one.
+    ``world`` is the ``world.json`` that was loaded with the weights, if there was one. With
+    ``recompute`` training keeps one activation a block and computes the rest again.
     """
 
     def __init__(self, config: DiffusionConfig) -> None:
         super().__init__()
         self.config = config
         self.world: WorldSettings | None = None
+        self.parallel: ContextParallel | None = None
+        self.recompute = False
         (pt, ph, pw), width = config.patch, config.width
         self.embed = nn.Linear(config.in_channels * pt * ph * pw, width, bias=False)
         self.time = TimeEmbedding(width)
@@ -133,17 +139,25 @@ class DiffusionTransformer(nn.Module):
         time, shared = add_ports(self.time(timestep.to(tokens.dtype)), ports)
         rows = (each_branch(y, branches) for y in (time, shared, cos, sin))
         time, shared, cos, sin = rows
-        context = Context(time, shared, words, cos, sin, position, views, branches)
+        parallel = self.parallel
+        if parallel is not None:
+            tokens, cos, sin = map(parallel.share, (tokens, cos, sin))
+            position = None if position is None else parallel.share(position)
+        context = Context(time, shared, words, cos, sin, position, views, branches, parallel)
         for state in self._states(tokens, context, residual):
             tokens = state
-        return self._unpatchify(self.final(tokens, context), grid)
+        out = self.final(tokens, context)
+        return self._unpatchify(out if parallel is None else parallel.whole(out), grid)
 
     def _states(
         self, tokens: Tensor, context: Context, residual: Residual | None
     ) -> Iterator[Tensor]:
         """Yield the tokens after each block."""
         for i, block in enumerate(self.blocks):
-            tokens = block(tokens, context)
+            if self.recompute and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, context, use_reentrant=False)
+            else:
+                tokens = block(tokens, context)
             if residual is not None:
                 tokens = tokens + residual(i, tokens, context)
             yield tokens
@@ -253,8 +267,8 @@ class DiffusionTransformer(nn.Module):
         Condition keys: ``text`` (none: an empty one); ``fps`` (none: that of the training);
         ``given`` with ``given_sigma`` (b; the noise in the given frames, default 0): there
         ``noisy`` is at that noise level and comes back as it is; ``view`` (b v; text then holds
-        the cameras' one after another); ``tokens`` (of a decoder); ``channels``, ``adaln``,
-        ``adaln_shared``.
+        the cameras' one after another) and ``frame_repeat`` (b v); ``tokens`` (of a decoder);
+        ``channels``, ``adaln``, ``adaln_shared``.
         ``text_mask`` is accepted and unused: padding is attended, as in the original.
 
         Raises:
@@ -307,7 +321,7 @@ class DiffusionTransformer(nn.Module):
         x, c = self._scaled_input(noisy, sigma, condition)
         x = self._add_channels(x, given, None, condition.get("tokens"))
         if self.config.views:
-            x = self._add_views(x, views, ports.get("view"), None)
+            x = self._add_views(x, views, ports.get("view"), condition.get("frame_repeat"))
         fps = condition.get("fps", self.fps)
         out = self._answer(x, noise_label(sigma), words, fps, views, ports, residual, steady)
         branches = len(out) // len(noisy)
@@ -336,6 +350,23 @@ class DiffusionTransformer(nn.Module):
 
     def _views(self, condition: Mapping[str, Tensor]) -> int:
         return condition["view"].shape[1] if "view" in condition else 1
+
+    def over_processes(self, group: ProcessGroup | None = None) -> "DiffusionTransformer":
+        """Share the tokens of every clip among the processes of ``group``; return self.
+
+        For one camera and one row of AdaLN for each sample: a network's answers are the same.
+
+        Raises:
+            ValueError: heads that do not divide, or several cameras.
+        """
+        parallel = ContextParallel(group)
+        if self.config.num_heads % parallel.size or self.config.views:
+            raise ValueError(
+                f"{self.config.num_heads} heads and {self.config.views} cameras do not divide over"
+                f" {parallel.size} processes"
+            )
+        self.parallel = parallel
+        return self
 
     def log_variance(self, sigma: Float[Tensor, " b"], /) -> Float[Tensor, " b"]:
         """Return u(sigma), the learned log-variance of the loss, or zeros."""
@@ -385,30 +416,3 @@ class DiffusionTransformer(nn.Module):
         from .control import ControlBranch
 
         return ControlBranch(self, layers)
-
-
-def add_ports(
-    time: tuple[Float[Tensor, "_ d"], Float[Tensor, "_ e"]], ports: Mapping[str, Tensor]
-) -> tuple[Float[Tensor, "_ f d"], Float[Tensor, "_ f e"]]:
-    """Add ``adaln`` to the time embedding, ``adaln_shared`` to the term of all blocks.
-
-    Either has one row for each sample, or one for each latent frame.
-    """
-    embedding, shared = (
-        old[:, None] if new is None else old[:, None] + per_frame(new).to(old.dtype)
-        for old, new in zip(time, map(ports.get, ("adaln", "adaln_shared")), strict=True)
-    )
-    frames = max(embedding.shape[1], shared.shape[1])
-    rows = max(len(embedding), len(shared))
-    return embedding.expand(rows, frames, -1), shared.expand(rows, frames, -1)
-
-
-def per_frame(x: Tensor) -> Float[Tensor, "b f d"]:
-    return x if x.dim() == 3 else x[:, None]
-
-
-def each_branch(x: Tensor, branches: int) -> Tensor:
-    """Repeat rows that belong to samples; a single one serves all."""
-    if branches == 1 or len(x) == 1:
-        return x
-    return x.repeat(branches, *[1] * (x.dim() - 1))

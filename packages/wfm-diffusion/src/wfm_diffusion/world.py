@@ -113,13 +113,13 @@ class WorldModel:
         """
         s = self.settings
         total = frames or (s.past_frames + s.frames if s.latents == "video" else s.past_frames + 1)
-        shape = self._latent_shape(total, height or s.height, width or s.width)
+        shape = self.latent_shape(total, height or s.height, width or s.width)
         generator = torch.Generator().manual_seed(seed)
-        branches = self._branches(prompts, len(prompts), negative_prompt, fps)
+        branches = self.branches(prompts, len(prompts), negative_prompt, fps)
         guided = self._guided(branches, guidance)
         noise = torch.randn(len(prompts), *shape, generator=generator)
-        latents = self._sample(guided, noise, steps, sampler, progress)
-        return self._show(self._decode(latents)[:, :, :total])
+        latents = self.sample(guided, noise, steps, sampler, progress)
+        return self.show(self.decode(latents)[:, :, :total])
 
     @torch.no_grad()
     def video2world(  # noqa: PLR0913  the documented call
@@ -150,16 +150,16 @@ class WorldModel:
         """
         count = self.settings.frames if frames is None else frames
         self._check_past(past, count)
-        self._show(past, what="input video")
-        branches = self._branches(prompts, len(past), negative_prompt, fps)
+        self.show(past, what="input video")
+        branches = self.branches(prompts, len(past), negative_prompt, fps)
         guided = self._guided(branches, guidance)
         generator = torch.Generator().manual_seed(seed)
         plan = Plan(guided, generator, steps, sampler, progress)
         if self.settings.latents == "image":
-            return self._show(self._frames(past, count, plan, None))
+            return self.show(self._frames(past, count, plan, None))
         if handover == "latents":
-            return self._show(self._in_latents(past, count, plan))
-        return self._show(torch.cat(list(self._stretches(past, count, plan, None)), dim=2))
+            return self.show(self._in_latents(past, count, plan))
+        return self.show(torch.cat(list(self._stretches(past, count, plan, None)), dim=2))
 
     @torch.no_grad()
     def rollout(
@@ -187,7 +187,7 @@ class WorldModel:
         count = max([len(past), *(len(x) for x in controls.values())])
         if len(past) not in (1, count):
             raise ValueError(f"{len(past)} pasts for {count} controls; one, or as many")
-        branches = self._branches(prompts, count, None, None)
+        branches = self.branches(prompts, count, None, None)
         generator = generator or torch.Generator().manual_seed(0)
         plan = Plan(self._guided(branches, None), generator)
         control = Controls(controls, frames, self.condition_encoder) if controls else None
@@ -210,7 +210,7 @@ class WorldModel:
             stretch = min(ct * new, frames - done)
             guided = plan.guided.with_ports(control.of(done, stretch) if control else {})
             latents = self._continue(kept, new, plan, guided)
-            video = self._decode(latents)[:, :, known : known + stretch].to(past)
+            video = self.decode(latents)[:, :, known : known + stretch].to(past)
             past = torch.cat([past, video], dim=2)
             done += stretch
             yield video
@@ -227,7 +227,7 @@ class WorldModel:
             kept = latents[:, :, -most:]
             stretch = self._continue(kept, min(room, left), plan, plan.guided)
             latents = torch.cat([latents, stretch[:, :, kept.shape[2] :]], dim=2)
-        return self._decode(latents)[:, :, known : known + frames].to(past)
+        return self.decode(latents)[:, :, known : known + frames].to(past)
 
     def _frames(
         self, past: Tensor, frames: int, plan: Plan, control: Controls | None
@@ -239,7 +239,7 @@ class WorldModel:
             guided = plan.guided.with_ports(control.of(i, 1) if control else {})
             window = self._continue(latents[:, :, -self.past_frames :], 1, plan, guided)
             latents = torch.cat([latents, window[:, :, -1:]], dim=2)
-        return self._decode(latents[:, :, -frames:]).to(past)
+        return self.decode(latents[:, :, -frames:]).to(past)
 
     def _continue(
         self, kept: Float[Tensor, "b c k h w"], new: int, plan: Plan, guided: Guided
@@ -251,9 +251,9 @@ class WorldModel:
         given[:, :, :k] = 1
         kept = torch.cat([kept, kept.new_zeros(b, c, new, h, w)], dim=2)
         guided.give(kept, given, noises[1], self.settings.given_sigma)
-        return self._sample(guided, noises[0], plan.steps, plan.sampler, plan.progress)
+        return self.sample(guided, noises[0], plan.steps, plan.sampler, plan.progress)
 
-    def _sample(
+    def sample(
         self,
         guided: Guided,
         noise: Tensor,
@@ -261,6 +261,7 @@ class WorldModel:
         sampler: SamplerName | None,
         progress: Progress | None,
     ) -> Tensor:
+        """Return the latents that the sampler makes of the noise; None is this world's own."""
         steps = self.steps if steps is None else steps
         if steps < 2:
             raise ValueError(f"a sampler needs two steps or more, got {steps}")
@@ -271,7 +272,7 @@ class WorldModel:
         denoise = self.shortcuts.around(guided, self.net.sigma_data)
         return SAMPLERS[name](denoise, noise, steps, progress=progress).float()
 
-    def _branches(
+    def branches(
         self,
         prompts: Sequence[str] | None,
         count: int,
@@ -312,10 +313,11 @@ class WorldModel:
         latents = encode_video(self.codec, video, self.settings.latents)
         return latents.float().to(self._device) * self.net.sigma_data
 
-    def _decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the video of latents in the network's scale."""
         return decode_video(self.codec, latents / self.net.sigma_data, self.settings.latents)
 
-    def _latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return c t h w of a video, t rounded up."""
         ct, ch, cw = self.codec.compression
         ct = 1 if self.settings.latents == "image" else ct
@@ -338,9 +340,9 @@ class WorldModel:
             raise ValueError("this network is text2world only: it takes no frames")
         if not past.shape[2]:
             raise ValueError("past holds no frame")
-        self._latent_shape(frames, *past.shape[-2:])
+        self.latent_shape(frames, *past.shape[-2:])
 
-    def _show(
+    def show(
         self, video: Float[Tensor, "b 3 t h w"], *, what: str = "video"
     ) -> Float[Tensor, "b 3 t h w"]:
         """Return the video, clamped, as the guards let it pass."""
