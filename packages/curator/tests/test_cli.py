@@ -46,6 +46,15 @@ def test_run_report_and_view(folder, tmp_path, capsys):
     assert sorted(p.suffix for p in place.iterdir()) == [".json", ".mp4"]
 
 
+def test_a_report_of_another_version_is_not_written_anew(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["run", str(folder), "-o", str(out), "--workers", "0", "--json"]) == 0
+    told = json.loads((out / "report.json").read_text())
+    (out / "report.json").write_text(json.dumps(told | {"schema": 1}))
+    assert main(["report", str(out)]) == 2
+    assert "written by another version" in capsys.readouterr().err
+
+
 def test_the_summary_is_for_people_too(folder, tmp_path, capsys):
     (folder / "empty.mp4").touch()
     arguments = ["run", str(folder), "-o", str(tmp_path / "out"), "--workers", "0"]

@@ -1,4 +1,7 @@
+import functools
 import io
+import json
+import operator
 import tarfile
 
 import pytest
@@ -6,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wfm_curator.config import ShardConfig
+from wfm_curator.dataset import ShardedDataset
 from wfm_curator.shard import bucket, plan, read_places, write_tar
 
 
@@ -71,3 +75,36 @@ def test_a_cut_off_tar_is_said_to_be(tmp_path):
     path.write_bytes(io.BytesIO(path.read_bytes()).read(2000))
     with pytest.raises(ValueError, match="not a tar, or cut off"):
         list(read_places(path))
+
+
+@given(
+    clips=st.integers(1, 30),
+    workers=st.integers(1, 5),
+    seed=st.integers(0, 99),
+    had=st.integers(0, 30),
+)
+def test_workers_share_a_shuffled_pass_and_go_on_where_they_stopped(
+    tmp_path_factory, clips, workers, seed, had
+):
+    folder = tmp_path_factory.mktemp("clips")
+    entries = [{"key": f"{n}", "members": {}} for n in range(clips)]
+    (folder / "index.json").write_text(json.dumps({"clips": entries}))
+    dataset = ShardedDataset(folder)
+    shares = [
+        [c.key for c in dataset.shuffled(seed, worker=w, workers=workers)] for w in range(workers)
+    ]
+    assert sorted(functools.reduce(operator.iadd, shares, [])) == sorted(e["key"] for e in entries)
+    rest = [c.key for c in dataset.shuffled(seed, worker=0, workers=workers, start=had)]
+    assert rest == shares[0][had:]
+    with pytest.raises(ValueError, match="numbered from 0"):
+        dataset.shuffled(seed, worker=workers, workers=workers)
+
+
+@pytest.mark.filterwarnings("ignore")  # webdataset leaves its file to the garbage collector
+def test_webdataset_reads_what_is_written(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    members = [("a.mp4", b"film"), ("a.json", b"{}"), ("a.left.mp4", b"left"), ("b.mp4", b"other")]
+    write_tar(tmp_path / "one.tar", members)
+    samples = list(webdataset.WebDataset(str(tmp_path / "one.tar"), shardshuffle=False))
+    assert [s["__key__"] for s in samples] == ["a", "b"]
+    assert (samples[0]["mp4"], samples[0]["left.mp4"]) == (b"film", b"left")

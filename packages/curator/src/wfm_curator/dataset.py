@@ -51,11 +51,22 @@ class ShardedDataset:
     def __iter__(self) -> Iterator["ShardedClip"]:
         return (self[i] for i in range(len(self)))
 
-    def shuffled(self, seed: int = 0) -> Iterator["ShardedClip"]:
-        """Yield every clip once, in an order that the seed alone decides."""
+    def shuffled(
+        self, seed: int = 0, *, worker: int = 0, workers: int = 1, start: int = 0
+    ) -> Iterator["ShardedClip"]:
+        """Yield every clip once, in an order that the seed alone decides.
+
+        Of several workers each gets a share of its own; ``start`` leaves out what this one has
+        had already, so that a pass that was stopped goes on.
+
+        Raises:
+            ValueError: no such worker.
+        """
+        if not 0 <= worker < workers:
+            raise ValueError(f"worker {worker} of {workers}; they are numbered from 0")
         order = list(range(len(self)))
         Random(seed).shuffle(order)
-        return (self[i] for i in order)
+        return (self[i] for i in order[worker::workers][start:])
 
 
 class ShardedClip:

@@ -378,7 +378,10 @@ def rewrite_report(out: Path) -> CurationReport:
     """
     if not (out / manifest.REPORT).is_file():
         raise FileNotFoundError(f"{out}: no finished run in here; wfm-curator run makes one")
-    config = CurateConfig(**json.loads((out / manifest.REPORT).read_text())["settings"])
+    told = json.loads((out / manifest.REPORT).read_text())
+    if told["schema"] != manifest.SCHEMA:
+        raise ValueError(f"{out}: written by another version; run wfm-curator run again")
+    config = CurateConfig(**told["settings"])
     ledger = Ledger(out / LEDGER)
     try:
         earlier = earlier_clips(config.dedup)
