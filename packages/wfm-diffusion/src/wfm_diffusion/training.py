@@ -145,7 +145,8 @@ class Run:
             )
         loss = uncertain(error, self.net.log_variance(batch.sigma))
         self.optimizer.zero_grad()
-        loss.backward()
+        with computing_in("float32", config.device):  # the kernels of the forward pass, if again
+            loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
