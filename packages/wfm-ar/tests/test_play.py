@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -141,33 +142,44 @@ def test_keys_of_another_length_are_refused_before_serving(tmp_path, capsys):
     assert "refused an action of 2 numbers" in capsys.readouterr().err
 
 
+@contextmanager
+def browsing(url, folder):
+    """Open a page in a headless Chromium."""
+    from websockets.sync.client import connect
+
+    process = subprocess.Popen(
+        [
+            CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--remote-debugging-port=0", f"--user-data-dir={folder}",
+            "--window-size=900,640", url,
+        ],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def target():
+        port = (Path(folder) / "DevToolsActivePort").read_text().split()[0]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
+            pages = [x for x in json.load(answer) if x["type"] == "page"]
+        return pages[0]["webSocketDebuggerUrl"]
+
+    try:
+        with connect(wait(target), max_size=None) as link:
+            yield Browser(link)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
 class Browser:
-    """A headless Chromium, spoken to by its debugging protocol."""
+    """A page of Chromium, spoken to by its debugging protocol."""
 
-    def __init__(self, url, folder):
-        from websockets.sync.client import connect
-
-        self.process = subprocess.Popen(
-            [
-                CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
-                "--remote-debugging-port=0", f"--user-data-dir={folder}",
-                "--window-size=900,640", url,
-            ],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        port = wait(lambda: (Path(folder) / "DevToolsActivePort").read_text().split()[0])
-
-        def target():
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
-                pages = [x for x in json.load(answer) if x["type"] == "page"]
-            return pages[0]["webSocketDebuggerUrl"]
-
-        self.socket, self.count = connect(wait(target), max_size=None), 0
+    def __init__(self, link):
+        self.link, self.count = link, 0
 
     def call(self, method, **params):
         self.count += 1
-        self.socket.send(json.dumps({"id": self.count, "method": method, "params": params}))
-        while (answer := json.loads(self.socket.recv(timeout=60))).get("id") != self.count:
+        self.link.send(json.dumps({"id": self.count, "method": method, "params": params}))
+        while (answer := json.loads(self.link.recv(timeout=120))).get("id") != self.count:
             pass
         return answer["result"]
 
@@ -182,10 +194,10 @@ class Browser:
         data = self.call("Page.captureScreenshot", format="png")["data"]
         file.write_bytes(base64.b64decode(data))
 
-    def close(self):
-        self.socket.close()
-        self.process.terminate()
-        self.process.wait(30)
+
+def is_there(url):
+    with urllib.request.urlopen(url) as answer:
+        return answer.status == 200
 
 
 def wait(found, seconds=120):
@@ -220,10 +232,9 @@ def test_a_person_steers_in_a_browser(tmp_path):
     )
     try:
         url = json.loads(server.stdout.readline())["url"]
-        wait(lambda: urllib.request.urlopen(url).status == 200)
-        browser = Browser(url, tmp_path / "profile")
-        try:
-            wait(lambda: int(browser.ask("document.body.dataset.frame || 0")) > 3)
+        wait(lambda: is_there(url))
+        with browsing(url, tmp_path / "profile") as browser:
+            wait(lambda: int(browser.ask("document.body?.dataset.frame") or 0) > 3)
             before = browser.ask(MIDDLE)
             browser.picture(tmp_path / "before.png")
             browser.key("keyDown", "w")
@@ -234,12 +245,10 @@ def test_a_person_steers_in_a_browser(tmp_path):
             wait(lambda: browser.ask(MIDDLE) < bright - 20)
             browser.key("keyUp", "s")
             browser.picture(tmp_path / "after.png")
-            assert "ms to imagine one" in browser.ask(
-                "document.getElementById('state').textContent"
-            )
+            said = browser.ask("document.getElementById('state').textContent")
+            assert "ms to imagine one" in said
             assert (tmp_path / "before.png").read_bytes() != (tmp_path / "after.png").read_bytes()
-        finally:
-            browser.close()
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(60)
+        server.stdout.close()
