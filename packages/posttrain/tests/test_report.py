@@ -71,7 +71,10 @@ def test_distances_are_measured_when_features_are_given(recordings):
         return video.mean(dim=(2, 3, 4))
 
     clips = ClipFolder(recordings)
-    found = evaluate_world(SquareWorld(), clips, CONFIG, features=colours)
+    found = evaluate_world(
+        SquareWorld(), clips, CONFIG, features=colours, features_of="Colours <mine>"
+    )
+    assert "frechet distance, Colours &lt;mine&gt;" in page(found, "squares")
     grey = evaluate_world(SquareWorld(noise=3.0), clips, CONFIG, features=colours)
     assert found.distances["count"] == 6
     assert found.distances["frechet"] < grey.distances["frechet"]

@@ -27,6 +27,8 @@ def add_evaluate(commands: Any) -> None:
                         help="training recordings: learn to read actions and effector")  # fmt: skip
     parser.add_argument("--learn-steps", type=int, default=600, metavar="N",
                         help="training steps of each reader (default 600)")  # fmt: skip
+    parser.add_argument("--follow", action="store_true",
+                        help="camera, multi-view, control: also geometry and masks")  # fmt: skip
     parser.add_argument("--takes", metavar="DIR",
                         help="second takes of --clips, for the Physics-IQ score")  # fmt: skip
     net = parser.add_mutually_exclusive_group()
@@ -48,26 +50,47 @@ def _evaluate(args: argparse.Namespace) -> int:
         from .recipes import evaluate
 
         result: Any = evaluate(world, clips, clips_at_most=args.limit)
+        _page(args, result)
+        if args.follow:
+            return _follow(args, world, clips, result)
     else:
         result = _act(args, world, clips)
-    if args.html is not None:
-        from .report import write_report
-
-        write_report(args.html, result, title=f"{args.model} on {args.clips}")
+        _page(args, result)
     facts = json.loads(result.to_json())
     write_json(args.out, facts)
     tell(args, facts, result.table())
     return DONE
 
 
+def _page(args: argparse.Namespace, result: Any) -> None:
+    """Write the page that ``--html`` asks for."""
+    if args.html is not None:
+        from .report import write_report
+
+        write_report(args.html, result, title=f"{args.model} on {args.clips}")
+
+
+def _follow(args: argparse.Namespace, world: Any, clips: Any, result: Any) -> int:
+    """Add whether the camera, the rig and the masks are as they were told."""
+    from .fidelity import FidelityConfig
+    from .following import follow_conditions
+
+    found = follow_conditions(world, clips, FidelityConfig(samples=args.limit))
+    facts = {**json.loads(result.to_json()), "following": json.loads(found.to_json())}
+    write_json(args.out, facts)
+    tell(args, facts, f"{result.table()}\n\n{found.table()}")
+    return DONE
+
+
 def _act(args: argparse.Namespace, world: Any, clips: Any) -> Any:
     """Evaluate a world that acts frame by frame, by all that the arguments offer."""
     from .clips import open_clips
-    from .distribution import transnet_features, user_features
+    from .distribution import PROXY, transnet_features, user_features
     from .evaluation import EvaluationConfig, Readers, evaluate_world
 
     features = user_features(args.fvd_net) if args.fvd_net else None
     features = transnet_features() if args.proxy else features
+    name = PROXY if args.proxy else str(args.fvd_net)
     readers = Readers()
     if args.learn is not None:
         from .demonstration import Learner
@@ -78,4 +101,5 @@ def _act(args: argparse.Namespace, world: Any, clips: Any) -> Any:
     return evaluate_world(
         world, clips, EvaluationConfig(clips=args.limit, frames=args.frames), readers=readers,
         takes=None if args.takes is None else open_clips(args.takes), features=features,
+        features_of=name,
     )  # fmt: skip

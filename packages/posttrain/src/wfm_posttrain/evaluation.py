@@ -76,7 +76,8 @@ class Evaluation:
     end effector is read from where it should be: imagined, with shuffled actions, and in real
     pictures (the reader's own error). ``inverse`` is R^2, number by number, of the actions read
     from imagined and from real pictures. ``motion`` holds IoUs of what moves and, with second
-    takes, the Physics-IQ score. ``distances`` compare distributions of videos.
+    takes, the Physics-IQ score. ``distances`` compare distributions of
+    videos, by the features of the network ``distances_of``.
     """
 
     clips: int
@@ -92,6 +93,7 @@ class Evaluation:
     effector: dict[str, list[Interval]] = field(default_factory=dict)
     inverse: dict[str, list[float]] = field(default_factory=dict)
     distances: dict[str, float] = field(default_factory=dict)
+    distances_of: str = ""
     strips: list[Strip] = field(default_factory=list, repr=False)
 
     def to_json(self) -> str:
@@ -142,6 +144,7 @@ def evaluate_world(
     readers: Readers | None = None,
     takes: ClipDataset | None = None,
     features: VideoFeatures | None = None,
+    features_of: str = "a network of one's own",
 ) -> Evaluation:
     """Roll out the first clips from their first frames, with the right and the wrong actions.
 
@@ -152,6 +155,7 @@ def evaluate_world(
         readers: judge actions and the end effector, if they are given.
         takes: second takes of the same events, in the same order; they normalise Physics-IQ.
         features: of the Frechet and kernel distances.
+        features_of: whose features these are.
 
     Raises:
         ValueError: fewer than two clips are long enough, or one has no actions.
@@ -164,7 +168,8 @@ def evaluate_world(
         sheet.seconds += time.perf_counter() - start
         shuffled = _roll(world, batch, batch.action.roll(1, 0), config.seed, device)
         sheet.add(batch, imagined.clamp(-1, 1), shuffled.clamp(-1, 1))
-    return sheet.evaluation(config, features)
+    found = sheet.evaluation(config, features)
+    return found if features is None else replace(found, distances_of=features_of)
 
 
 class _Sheet:

@@ -186,19 +186,27 @@ def pose_errors(
     least_travel: float = 1e-3,
 ) -> PoseErrors:
     """Compare recovered with commanded camera motion, pair by pair."""
-    rotation, direction, found = [], [], 0
-    steps = zip(recovered_steps(frames, intrinsics), commanded_steps(poses), strict=True)
-    for step, wanted in steps:
+    return step_errors(recovered_steps(frames, intrinsics), commanded_steps(poses), least_travel)
+
+
+def step_errors(
+    steps: Sequence[Float[np.ndarray, "4 4"] | None],
+    wanted: Float[np.ndarray, "s 4 4"],
+    least_travel: float = 1e-3,
+) -> PoseErrors:
+    """Compare recovered with commanded steps; what was not recovered counts as a failure."""
+    rotation, direction = [], []
+    for step, command in zip(steps, wanted, strict=True):
         if step is None:
             continue
-        found += 1
-        rotation.append(angle_between(step[:3, :3], wanted[:3, :3]))
-        length = np.linalg.norm(wanted[:3, 3])
+        rotation.append(angle_between(step[:3, :3], command[:3, :3]))
+        length = np.linalg.norm(command[:3, 3])
         if length < least_travel:
             direction.append(float("nan"))
         else:
-            direction.append(_degrees(np.dot(step[:3, 3], wanted[:3, 3]) / length))
-    return PoseErrors(np.array(rotation), np.array(direction), found / max(len(frames) - 1, 1))
+            direction.append(_degrees(np.dot(step[:3, 3], command[:3, 3]) / length))
+    share = len(rotation) / max(len(wanted), 1)
+    return PoseErrors(np.array(rotation), np.array(direction), share)
 
 
 def recovered_way(

@@ -25,7 +25,8 @@ COLOURS = ("#1f6feb", "#d1495b", "#8a8f98", "#2a9d6f")
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1b1f24;max-width:62rem;margin:2rem auto}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin:2rem 0 .5rem}
-.plots{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0}
+.plots{display:flex;flex-wrap:wrap;gap:1rem;margin-bottom:1.5rem}.plots figure{width:300px}
+figure{margin:0}
 figcaption{font-size:.85rem;color:#57606a}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 td,th{padding:.2rem .7rem;border-bottom:1px solid #d8dee4;text-align:right}
@@ -217,8 +218,11 @@ def _other_rows(found: Evaluation) -> list[tuple[str, str, str]]:
         (names.get(name, name), f"{i.mean:.3f}", f"{i.low:.3f} to {i.high:.3f}")
         for name, i in found.motion.items()
     ]
-    return rows + [(f"{name} distance" if name != "count" else "videos compared", f"{v:.4g}", "")
-                   for name, v in found.distances.items()]  # fmt: skip
+    for name, value in found.distances.items():
+        what = "videos compared" if name == "count" else f"{name} distance, {found.distances_of}"
+        shown = f"{value:.4g}" if np.isfinite(value) else "too few videos for its features"
+        rows.append((what, shown, ""))
+    return rows
 
 
 def _strip(strip: Strip) -> str:

@@ -1,0 +1,205 @@
+"""Whether imagined clips do what they were told: the camera's way, the rig's geometry, the masks.
+
+Each score stands beside the same score of clips imagined under another clip's condition, and of
+the real clips, which is the measure's own error.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from . import geometry
+from .comparison import pearson
+from .evaluation import near
+from .fidelity import FidelityConfig
+from .imagine import ClipWorld
+from .interfaces import ClipDataset, LabelledClip
+from .metrics import Interval, bootstrap, colour_mask, mask_overlap, mean_colour
+from .moments import Sample, samples
+
+KINDS = ("own", "shuffled", "real")
+SMALLEST = 8  # pixels of an object in the last past frame, below which it is not followed
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Following:
+    """Means over clips of each score, and how far ``own`` is ``better`` than ``shuffled``.
+
+    ``rotation_deg``, ``direction_deg`` and ``way`` (metres) are errors of the recovered camera
+    motion, ``tse`` and ``cse`` Sampson errors in pixels, ``mask_iou`` of objects by their colour.
+    ``turn_r`` correlates commanded with recovered turns, step by step.
+    """
+
+    clips: int
+    scores: Mapping[str, Mapping[str, Interval]]
+    turn_r: Mapping[str, float]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    def table(self) -> str:
+        """Draw the scores as a Markdown table."""
+        rows = ["| score | own condition | another's | real | better by (95 %) |", "|---" * 5 + "|"]
+        for name, found in self.scores.items():
+            means = " | ".join(f"{found[kind].mean:.3f}" for kind in KINDS)
+            gain = found["better"]
+            rows.append(
+                f"| {name} | {means} | {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) |"
+            )
+        if self.turn_r:
+            rows.append("| turn_r | " + " | ".join(f"{self.turn_r[k]:.3f}" for k in KINDS) + " | |")
+        return "\n".join(rows)
+
+
+@torch.no_grad()
+def follow_conditions(world: ClipWorld, clips: ClipDataset, config: FidelityConfig) -> Following:
+    """Imagine held-out clips under their own and under another clip's condition; score both.
+
+    Scores are those that the labels allow: of the camera with ``camera_pose`` and ``intrinsics`` of
+    a camera that moves, of a rig with several cameras, of masks with ``segmentation``.
+
+    Raises:
+        ValueError: fewer than two samples.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    turns: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+    chosen: list[Sample] = []
+    for sample in samples(clips, world.frames, views=world.place.views or None, stride=None):
+        chosen.append(sample)
+        if len(chosen) == config.samples:
+            break
+    if len(chosen) < 2:
+        raise ValueError(f"{len(chosen)} samples of {world.frames} frames; two are the least")
+    for number, sample in enumerate(chosen):
+        other = chosen[number - 1]
+        videos = {
+            "own": _imagine(world, sample, sample, config.seed + number),
+            "shuffled": _imagine(world, sample, other, config.seed + number),
+            "real": sample.video(),
+        }
+        for kind, video in videos.items():
+            for name, value in _score(sample, video, world.past_frames, turns[kind]).items():
+                found.setdefault(name, {k: [] for k in KINDS})[kind].append(value)
+    scores = {name: _intervals(name, values) for name, values in found.items()}
+    known = any(turns["real"])
+    r = {kind: pearson(*np.array(pairs).T) for kind, pairs in turns.items() if len(pairs) > 1}
+    return Following(len(chosen), scores, r if known and len(r) == len(KINDS) else {})
+
+
+def _imagine(
+    world: ClipWorld, sample: Sample, told: Sample, seed: int
+) -> Float[Tensor, "v 3 t h w"]:
+    """Continue a sample's past under the condition of ``told``; return past and future."""
+    past, video = world.past_frames, sample.video()
+    controls = told.inputs(world.steering, world.place.views)
+    if "action" in controls:
+        controls = {**controls, "action": controls["action"][:, past - 1 :]}
+    speaker = told if world.steering.steers_text else sample
+    captions = [clip.caption for clip in speaker.clips]
+    new = world.rollout(
+        rearrange(video[:, :, :past], "v c p h w -> 1 c (v p) h w"),
+        frames=video.shape[2] - past,
+        controls=dict(controls) or None,
+        prompts=captions if world.text_encoder is not None else None,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    new = rearrange(new, "1 c (v f) h w -> v c f h w", v=len(video))
+    return torch.cat([video[:, :, :past], new.to(video)], dim=2)
+
+
+def _score(
+    sample: Sample, video: Float[Tensor, "v 3 t h w"], past: int, turns: list[tuple[float, float]]
+) -> Scores:
+    """Score one sample's videos by whatever its labels allow."""
+    frames = ((video[:, :, past - 1 :].clamp(-1, 1) + 1) * 127.5).round().byte()
+    shown = rearrange(frames, "v c t h w -> v t c h w").numpy()
+    labels = [_cut(clip, sample, past) for clip in sample.clips]
+    found: Scores = {}
+    if all({"camera_pose", "intrinsics"} <= label.keys() for label in labels):
+        poses = [label["camera_pose"].double().numpy() for label in labels]
+        pinholes = [label["intrinsics"].double().numpy()[0] for label in labels]
+        if len(sample.clips) > 1:
+            found |= _rig(shown, poses, pinholes)
+        elif np.abs(poses[0] - poses[0][:1]).max() > 1e-3:
+            found |= _way(shown[0], poses[0], pinholes[0], turns)
+    if len(sample.clips) == 1 and "segmentation" in labels[0]:
+        masks = _masks(video[:, :, past - 1 :], labels[0]["segmentation"])
+        found |= {} if masks is None else {"mask_iou": masks}
+    return found
+
+
+def _cut(clip: LabelledClip, sample: Sample, past: int) -> dict[str, Tensor]:
+    """Return the labels of the last past frame and the new ones."""
+    found = clip.labels()
+    names = ("camera_pose", "intrinsics", "segmentation")
+    return {n: found[n][sample.start + past - 1 : sample.stop] for n in names if n in found}
+
+
+def _way(
+    frames: UInt8[np.ndarray, "t 3 h w"],
+    poses: Float[np.ndarray, "t 4 4"],
+    pinhole: Float[np.ndarray, "3 3"],
+    turns: list[tuple[float, float]],
+) -> Scores:
+    """Compare the recovered way of a moving camera with the commanded one."""
+    steps, wanted = geometry.recovered_steps(frames, pinhole), geometry.commanded_steps(poses)
+    errors = geometry.step_errors(steps, wanted)
+    lengths = np.linalg.norm(wanted[:, :3, 3], axis=1)
+    way = geometry.recovered_way(steps, lengths)
+    # The turn about the picture's vertical, as the sine of its angle.
+    turns += [(w[0, 2], s[0, 2]) for s, w in zip(steps, wanted, strict=True) if s is not None]
+    return {
+        "rotation_deg": _median(errors.rotation), "direction_deg": _median(errors.direction),
+        "way": geometry.following_error(way, poses)["ate"],
+        "tse": geometry.temporal_sampson(frames).error,
+    }  # fmt: skip
+
+
+def _rig(
+    views: UInt8[np.ndarray, "v t 3 h w"],
+    poses: list[np.ndarray],
+    pinholes: list[np.ndarray],
+) -> Scores:
+    """Hold the matches of neighbouring cameras against the rig's calibration."""
+    errors = []
+    for i in range(len(views)):
+        for j in range(i + 1, len(views)):
+            mount = np.linalg.inv(poses[j][0]) @ poses[i][0]
+            if mount[2, 2] < 0.2:  # they look more than 78 degrees apart
+                continue
+            f = geometry.fundamental_of(mount, pinholes[i], pinholes[j])
+            errors.append(geometry.cross_view_sampson(views[i], views[j], f=f).error)
+    return {"cse": _median(np.array(errors))}
+
+
+def _masks(video: Float[Tensor, "1 3 t h w"], segmentation: Tensor) -> float | None:
+    """Return the mean IoU of objects found by their colour in the last past frame."""
+    overlaps = []
+    for key in segmentation.unique().tolist():
+        mask = (segmentation == key)[None]
+        if key in (0, 255) or mask[0, 0].sum() < SMALLEST:
+            continue
+        colour = mean_colour(video[:, :, 0], mask[:, 0])
+        found = near(colour_mask(video[:, :, 1:], colour), mask[:, 1:])
+        overlaps.append(mask_overlap(found, mask[:, 1:]).nanmean().item())
+    return float(np.nanmean(overlaps)) if overlaps else None
+
+
+def _intervals(name: str, values: Mapping[str, list[float]]) -> dict[str, Interval]:
+    """Return means with intervals, and how much better ``own`` is, clip by clip."""
+    columns = {kind: torch.tensor(values[kind], dtype=torch.double) for kind in KINDS}
+    sign = 1 if name == "mask_iou" else -1
+    better = sign * (columns["own"] - columns["shuffled"])
+    return {**{kind: bootstrap(x) for kind, x in columns.items()}, "better": bootstrap(better)}
+
+
+def _median(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else float("nan")

@@ -1,0 +1,73 @@
+"""A world that replays the clip whose condition it is told follows perfectly; others do not."""
+
+import pytest
+import torch
+from einops import rearrange
+
+pytest.importorskip("cv2")
+
+from wfm_posttrain import sim
+from wfm_posttrain.camera import Camera
+from wfm_posttrain.clips import ClipFolder
+from wfm_posttrain.fidelity import FidelityConfig
+from wfm_posttrain.following import follow_conditions
+from wfm_posttrain.imagine import ClipWorld
+from wfm_posttrain.moments import samples
+from wfm_posttrain.steering import Place
+
+FRAMES, PAST = 5, 1
+CONFIG = FidelityConfig(samples=4)
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("room")
+    for seed in (1_000_001, 1_000_002, 1_000_004, 1_000_005):
+        sim.write_episode(sim.generate("room", seed, size=(64, 64), frames=FRAMES), folder)
+    return ClipFolder(folder)
+
+
+class Replay(ClipWorld):
+    """Shows the clip whose camera goes as it is told; or, deaf, the clip that it sees."""
+
+    text_encoder = None
+
+    def __init__(self, clips, *, deaf=False):
+        self.steering, self.frames, self.past_frames = Camera(), FRAMES, PAST
+        self.place = Place(compression=(1, 8, 8), size=(64, 64), latent_channels=4, width=12)
+        self.deaf = deaf
+        self.known = list(samples(clips, FRAMES, views=None, stride=None))
+
+    def rollout(self, past, /, *, frames, controls=None, prompts=None, generator=None):
+        for sample in self.known:
+            video = sample.video()
+            told = sample.inputs(self.steering, ())["camera_pose"]
+            seen = rearrange(video[:, :, :PAST], "v c p h w -> 1 c (v p) h w")
+            if torch.equal(seen, past) if self.deaf else torch.equal(told, controls["camera_pose"]):
+                return rearrange(video[:, :, PAST:], "v c f h w -> 1 c (v f) h w")
+        raise AssertionError("told of a camera that no clip has")
+
+
+def test_a_world_that_follows_the_camera_is_told_from_one_that_is_deaf(room):
+    found = follow_conditions(Replay(room), room, CONFIG)
+    assert found.clips == 4
+    rotation = found.scores["rotation_deg"]
+    assert rotation["own"].mean == pytest.approx(rotation["real"].mean)
+    assert rotation["own"].mean < 2.5 < rotation["shuffled"].mean
+    assert rotation["better"].low > 0
+    assert found.scores["way"]["own"].mean < found.scores["way"]["shuffled"].mean
+    assert found.turn_r["own"] > 0.8 > found.turn_r["shuffled"]
+    assert "| rotation_deg |" in found.table()
+    deaf = follow_conditions(Replay(room, deaf=True), room, CONFIG)
+    assert deaf.scores["rotation_deg"]["better"].mean == 0
+    assert deaf.turn_r["own"] == deaf.turn_r["shuffled"]
+
+
+def test_masks_are_followed_where_objects_are_labelled(room):
+    found = follow_conditions(Replay(room), room, CONFIG)
+    if "mask_iou" in found.scores:
+        assert found.scores["mask_iou"]["own"].mean >= found.scores["mask_iou"]["shuffled"].mean
+    one = ClipFolder(room.stems[0].parent)
+    one.stems = one.stems[:1]
+    with pytest.raises(ValueError, match="1 samples of 5 frames"):
+        follow_conditions(Replay(one), one, CONFIG)
