@@ -45,6 +45,11 @@ class Bottleneck(nn.Module):
         return (self.bn3(self.conv3(y)) + skip).relu()
 
 
+def _stage(inner: int, width: int, count: int, stride: int) -> nn.Sequential:
+    rest = (Bottleneck(4 * width, width, 1, first=False) for _ in range(count - 1))
+    return nn.Sequential(Bottleneck(inner, width, stride, first=True), *rest)
+
+
 class Body(nn.Module):
     """ResNet-50 without its last layers; the outputs of its last three stages."""
 
@@ -53,14 +58,10 @@ class Body(nn.Module):
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.pool = nn.MaxPool2d(3, 2, 1)
-        inner = 64
-        for i, (width, count) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), 1):
-            blocks = []
-            for j in range(count):
-                stride = 2 if j == 0 and i > 1 else 1
-                blocks.append(Bottleneck(inner, width, stride, first=j == 0))
-                inner = 4 * width
-            setattr(self, f"layer{i}", nn.Sequential(*blocks))
+        self.layer1 = _stage(64, 64, 3, 1)
+        self.layer2 = _stage(256, 128, 4, 2)
+        self.layer3 = _stage(512, 256, 6, 2)
+        self.layer4 = _stage(1024, 512, 3, 2)
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Return features at an eighth, a sixteenth and a thirty-second."""

@@ -202,7 +202,7 @@ def train_head(
         optimizer.step()
     head.eval()
     with torch.inference_mode():
-        harm = (1 - head(x[held]).softmax(-1)[:, 0]).numpy()
+        harm = (1 - head(x[torch.from_numpy(held)]).softmax(-1)[:, 0]).numpy()
     rate, limit = recall_at(harm[labels[held] > 0].tolist(), harm[labels[held] == 0].tolist())
     return head, rate, limit
 
