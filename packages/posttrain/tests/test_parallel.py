@@ -63,8 +63,10 @@ def test_a_checkpoint_of_two_processes_loads_on_one(name, together):
     assert average.keys() == gathered.keys()
     assert all(torch.equal(average[key], gathered[key]) for key in gathered)
     assert not all(torch.equal(model.state_dict()[key], gathered[key]) for key in gathered)
-    steps = {float(state["step"]) for state in optimizer.state.values()}
-    assert steps == {4.0}
+    names = {id(weight): key for key, weight in model.named_parameters()}
+    steps = {names[id(weight)]: float(x["step"]) for weight, x in optimizer.state.items()}
+    # A camera asks nothing of the layer for actions, which so was never trained.
+    assert {key for key, step in steps.items() if step != 4} <= {"network.shared.weight"}
 
 
 def test_one_process_goes_on_where_two_stopped(together, tmp_path):
