@@ -280,6 +280,7 @@ def _synthesize(args: argparse.Namespace) -> int:
             world, clips, open_clips(args.held_out), args.out, config, real=args.real,
             name=args.model, progress=progress,
         )  # fmt: skip
+    write_json(args.out / "result.json", facts)
     why = ", ".join(f"{count} {fault}" for fault, count in facts["dropped"].items()) or "none"
     lines = [f"{args.out}: {facts['kept']} kept, dropped: {why}"]
     for task in ("inverse dynamics", "goal policy"):
