@@ -93,7 +93,7 @@ def read_manifest(path: str | Path) -> dict[str, Any] | None:
 
 def _library() -> Any:
     try:
-        import c2pa  # ty: ignore[unresolved-import]
+        import c2pa  # ty: ignore[import-not-found]
     except ImportError as e:
         raise ImportError(f"signed manifests need: {INSTALL}") from e
     return c2pa

@@ -78,7 +78,7 @@ def open_clip_encoder(weights: str | Path, *, device: str = "cpu", batch: int = 
     if not Path(weights).is_file():
         raise FileNotFoundError(f"{weights}: no such file; nothing is downloaded here")
     try:
-        import open_clip  # ty: ignore[unresolved-import]
+        import open_clip  # ty: ignore[import-not-found]
     except ImportError as e:
         raise ImportError('the encoder needs: pip install "wfm-guardrail[siglip]"') from e
     net = open_clip.create_model(MODEL, pretrained=str(weights), device=device).eval()
