@@ -216,7 +216,7 @@ def _any_world(reference: str, weights: str | None) -> "AnyWorld":
     try:
         world = resolve(reference, "wfm.world_models")
     except ValueError as e:
-        if reference == ARM_WORLD:
+        if reference == ARM_WORLD and "no such name" in str(e):
             raise ValueError(f"{e}; pip install wfm-posttrain, or choose another --world") from e
         raise
     if not isinstance(world, AnyWorld):
