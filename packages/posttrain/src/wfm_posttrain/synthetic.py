@@ -36,7 +36,8 @@ class SyntheticConfig(BaseModel):
     frames: int = Field(8, gt=0, description="new frames in each")
     guesses: int = Field(2, ge=2, description="futures imagined of each; they tell uncertainty")
     keep: float = Field(0.7, gt=0, le=1, description="share kept, the most certain")
-    least_sharpness: float = Field(0.3, ge=0, description="of the last frame, over the first's")
+    # A small codec alone takes most of a picture's Laplacian; less than this shows nothing.
+    least_sharpness: float = Field(0.05, ge=0, description="of the last frame, over the first's")
     least_motion: float = Field(0.1, ge=0, description="over that of the recordings")
     seed: int = 0
 
