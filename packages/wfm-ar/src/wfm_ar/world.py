@@ -158,7 +158,7 @@ class WorldModel:
             tokens, frame = self.next_frame(tokens, context, sampler)
             yield frame.to(past)
 
-    def encode_frames(self, past: Float[Tensor, "b 3 p h w"]) -> Int64[Tensor, "b t h w"]:
+    def encode_frames(self, past: Float[Tensor, "b 3 p h w"]) -> Int64[Tensor, "b t y x"]:
         """Return the tokens of the last ``past_frames`` frames, each encoded alone."""
         alone = rearrange(past[:, :, -self.past_frames :], "b c t h w -> (b t) c 1 h w")
         return rearrange(self.codec.encode(alone), "(b t) 1 h w -> b t h w", b=len(past))
