@@ -5,7 +5,8 @@
 CLIPS is what the curator wrote. Every model sees the first 9 frames (or as many of the last of
 them as it takes) and imagines the next 8. The baselines are the last frame repeated, raw and
 passed through the model's codec, and the mean of the past frames. Objects are followed by their
-colour, in clips where one is moved at least 2 cm in those 8 frames ("contact").
+colour, in clips where one is moved at least 2 cm in those 8 frames ("contact"). Tokens are the
+likeliest ones, not drawn.
 """
 
 import argparse
@@ -143,6 +144,8 @@ def evaluate(folder: Path, names: Sequence[str], count: int) -> list[dict[str, o
         world = resolve(name, "wfm.world_models")
         if not isinstance(world, WorldModel):
             raise ValueError(f"{name}: not a world model")
+        if hasattr(world, "temperature"):
+            world.temperature = 0.0
         for variant, imagine in models(world, batch).items():
             rows.append(score(f"{name} {variant}".strip(), batch, imagine))
             print(line(rows[-1]), flush=True)

@@ -98,7 +98,8 @@ class Denoiser(Protocol):
     ``fps`` (b), ``given`` (b 1 t h w; 1 where ``noisy`` holds a frame to keep),
     ``given_sigma`` (b; the noise that those frames carry, 0 if absent), ``channels``
     (b k t h w), ``adaln`` (b d or b t d), ``adaln_shared`` (b e or b t e with
-    e = 3 d), ``view`` (view ids). A key it does not know raises ``KeyError``.
+    e = 3 d), ``view`` (view ids), ``tokens`` (b t h w: those that a decoder refines),
+    ``frame_repeat`` (b v). A key it does not know raises ``KeyError``.
     """
 
     @property
