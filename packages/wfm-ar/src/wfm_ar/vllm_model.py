@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 from vllm.distributed import (  # ty: ignore[import-not-found]
     get_tensor_model_parallel_world_size,
 )
@@ -92,10 +92,13 @@ class CrossAttention(nn.Module):
         self.context: tuple[Tensor, Tensor] | None = None
 
     def project(self, context: Tensor) -> None:
-        """Make keys and values of a context, slots x features; all slots are attended."""
+        """Make keys and values of a context, slots x features; all slots are attended.
+
+        From the weights themselves: vLLM readies its layers only after all have been loaded.
+        """
         slots = len(context)
-        k = self.k_norm(self.k(context)[0].view(slots, -1, self.dim))
-        v = self.v(context)[0].view(slots, -1, self.dim)
+        k = self.k_norm(linear(context, self.k.get_parameter("weight")).view(slots, -1, self.dim))
+        v = linear(context, self.v.get_parameter("weight")).view(slots, -1, self.dim)
         self.context = (k.transpose(0, 1)[None].contiguous(), v.transpose(0, 1)[None].contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
