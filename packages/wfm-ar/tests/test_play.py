@@ -81,7 +81,7 @@ def test_the_page_and_its_frames():
     from fastapi.testclient import TestClient
     from starlette.websockets import WebSocketDisconnect
 
-    app = make_app(Player(Lamp(), GREY, ARM), fps=200, title="a </script> lamp")
+    app = make_app(Player(Lamp(), GREY, ARM), fps=200.0, title="a </script> lamp")
     client = TestClient(app, base_url="http://127.0.0.1:8000")
     page = client.get("/")
     assert page.status_code == 200

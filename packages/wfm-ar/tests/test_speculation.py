@@ -120,11 +120,11 @@ def test_the_law_test_notices_a_careless_rule(monkeypatch):
 
 def test_the_previous_frame_is_copied_place_by_place():
     tokens = torch.arange(10)[None]
-    draft = wa.PreviousFrame(4, 3)
-    assert draft.propose(tokens, tokens).tolist() == [[6, 7, 8]]
-    assert wa.PreviousFrame(4, 4).propose(tokens[:, :4], tokens).tolist() == [[0, 1, 2, 3]]
-    assert draft.propose(tokens[:, :3], tokens).shape == (1, 0)
-    assert wa.PreviousFrame(4, 4, begin=1).propose(tokens[:, :4], tokens).shape == (1, 0)
+    draft, hidden = wa.PreviousFrame(4, 3), torch.zeros(1, 2)
+    assert draft.propose(tokens, hidden).tolist() == [[6, 7, 8]]
+    assert wa.PreviousFrame(4, 4).propose(tokens[:, :4], hidden).tolist() == [[0, 1, 2, 3]]
+    assert draft.propose(tokens[:, :3], hidden).shape == (1, 0)
+    assert wa.PreviousFrame(4, 4, begin=1).propose(tokens[:, :4], hidden).shape == (1, 0)
     with pytest.raises(ValueError, match="cannot copy 5 at once"):
         wa.PreviousFrame(4, 5)
 

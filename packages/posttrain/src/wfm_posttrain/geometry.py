@@ -58,7 +58,7 @@ def follow(
 
     A point counts when following it back ends within ``tolerance`` enlarged pixels.
     """
-    cv2 = _opencv()
+    cv2 = opencv()
     greys = [_grey(picture, enlarge) for picture in (one, other)]
     points = cv2.goodFeaturesToTrack(greys[0], most, 0.005, 3)
     if points is None or not len(points):
@@ -79,7 +79,7 @@ def fundamental(
     """Estimate F with ``x1' F x0 = 0`` by RANSAC; None if too few matches agree."""
     if len(matches) < LEAST_MATCHES:
         return None
-    cv2 = _opencv()
+    cv2 = opencv()
     cv2.setRNGSeed(0)
     found, inliers = cv2.findFundamentalMat(
         matches[:, :2], matches[:, 2:], cv2.FM_RANSAC, threshold, 0.999
@@ -149,7 +149,7 @@ def relative_pose(
     """
     if len(matches) < LEAST_MATCHES:
         return None
-    cv2 = _opencv()
+    cv2 = opencv()
     cv2.setRNGSeed(0)
     essential, inliers = cv2.findEssentialMat(
         matches[:, :2], matches[:, 2:], intrinsics, method=cv2.RANSAC, prob=0.999, threshold=0.3
@@ -280,7 +280,7 @@ def reconstruction(
         import pycolmap  # ty: ignore[import-not-found]
     except ImportError as e:
         raise ImportError("structure from motion needs: pip install wfm-posttrain[colmap]") from e
-    cv2 = _opencv()
+    cv2 = opencv()
     with tempfile.TemporaryDirectory() as name:
         folder, database = Path(name), Path(name) / "matches.db"
         pictures = folder / "pictures"
@@ -309,7 +309,7 @@ def share_reconstructed(shares: Sequence[float], *, least: float = 0.9) -> Inter
 
 
 def _grey(picture: UInt8[np.ndarray, "3 h w"], enlarge: int) -> UInt8[np.ndarray, "H W"]:
-    cv2 = _opencv()
+    cv2 = opencv()
     image = np.ascontiguousarray(picture.transpose(1, 2, 0))
     h, w = image.shape[:2]
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -324,9 +324,9 @@ def _median(values: Sequence[float]) -> float:
     return float(np.median(values)) if len(values) else float("nan")
 
 
-def _opencv() -> Any:
+def opencv() -> Any:
     try:
         import cv2
     except ImportError as e:
-        raise ImportError("following points needs: pip install wfm-posttrain[geometry]") from e
+        raise ImportError("OpenCV is not installed: pip install wfm-posttrain[geometry]") from e
     return cv2

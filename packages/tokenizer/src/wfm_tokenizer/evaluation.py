@@ -100,7 +100,7 @@ def evaluate_clips(
 @torch.no_grad()
 def measure(
     tokenizer: ContinuousTokenizer | DiscreteTokenizer,
-    clips: Iterable[Float[Tensor, "1 3 t h w"]],
+    clips: Iterable[Float[Tensor, "1 3 _ _ _"]],
     features: Any = None,
 ) -> list[dict[str, Any]]:
     """Return a row of figures for each resolution among the clips, the smallest first.
@@ -168,7 +168,7 @@ def _measure_clip(
 
 @torch.no_grad()
 def latent_statistics(
-    tokenizer: ContinuousTokenizer, batches: Iterable[Float[Tensor, "b 3 t h w"]]
+    tokenizer: ContinuousTokenizer, batches: Iterable[Float[Tensor, "_ 3 _ _ _"]]
 ) -> tuple[Statistics, Statistics]:
     """Return mean and standard deviation per channel and latent frame, over the batches.
 

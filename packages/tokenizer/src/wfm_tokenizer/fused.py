@@ -72,6 +72,9 @@ class Fixed(nn.Module):
 class Dense(Fixed):
     """A matrix that acts on each pixel's channels."""
 
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__(weight.contiguous(), bias)
+
     def forward(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n k"]:
         return linear(x, self.weight, self.bias)
 
@@ -135,12 +138,14 @@ class Time(Fixed):
 
     first: Tensor
     second: Tensor
+    last: Tensor
 
     def __init__(self, weight: Float[Tensor, "k c 3"], bias: Tensor, *, stride: int = 1) -> None:
         super().__init__(weight[..., None].contiguous(), bias)
         self.stride = stride
-        self.register_buffer("first", weight.sum(-1), persistent=False)
-        self.register_buffer("second", weight[..., :2].sum(-1), persistent=False)
+        self.register_buffer("first", weight.sum(-1).contiguous(), persistent=False)
+        self.register_buffer("second", weight[..., :2].sum(-1).contiguous(), persistent=False)
+        self.register_buffer("last", weight[..., 2].contiguous(), persistent=False)
 
     def forward(self, x: Frames, memory: Memory | None) -> Float[Tensor, "b t2 h w c2"]:
         t = x.shape[1]
@@ -150,7 +155,7 @@ class Time(Fixed):
             return self._slide(torch.cat((past, x), 1))
         parts = [linear(x[:, :1], self.first, self.bias)]
         if t > 1 and self.stride == 1:
-            second = linear(x[:, 1:2], self.weight[..., 2, 0], self.bias)
+            second = linear(x[:, 1:2], self.last, self.bias)
             parts.append(second.add_(linear(x[:, :1], self.second)))
         if t > 2:
             parts.append(self._slide(x))
@@ -169,7 +174,7 @@ class TimeUp(Fixed):
         a, b, c = weight.unbind(-1)
         taps = torch.stack((torch.cat((a + b, a)), torch.cat((c, b + c))), -1)
         super().__init__(taps[..., None].contiguous(), bias.repeat(2))
-        self.register_buffer("first", weight.sum(-1), persistent=False)
+        self.register_buffer("first", weight.sum(-1).contiguous(), persistent=False)
 
     def forward(self, x: Frames, memory: Memory | None) -> Float[Tensor, "b t2 h w c2"]:
         starts = memory is None or self not in memory

@@ -10,6 +10,7 @@ from typing import Any
 
 from .checkpoint import replacing
 
+Number = float | int
 COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#8a4fff", "#b8860b", "#444444")
 WIDTH, HEIGHT, EDGE = 640, 400, 60
 
@@ -38,7 +39,7 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> str:
     left, right = _range([x for x, _ in places])
     bottom, top = _range([y for _, y in places])
 
-    def at(x: float, y: float) -> tuple[float, float]:
+    def at(x: Number, y: Number) -> tuple[Number, Number]:
         across = (x - left) / (right - left) * (WIDTH - 2 * EDGE)
         return EDGE + across, HEIGHT - EDGE - (y - bottom) / (top - bottom) * (HEIGHT - 2 * EDGE)
 
@@ -76,11 +77,11 @@ def _range(values: list[float]) -> tuple[int, int]:
     return floor(min(values)), floor(max(values)) + 1
 
 
-def _line(a: tuple[float, float], b: tuple[float, float], colour: str) -> str:
+def _line(a: tuple[Number, Number], b: tuple[Number, Number], colour: str) -> str:
     ends = f'x1="{a[0]:.1f}" y1="{a[1]:.1f}" x2="{b[0]:.1f}" y2="{b[1]:.1f}"'
     return f'<line {ends} stroke="{colour}"/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str, colour: str = "black") -> str:
+def _text(x: Number, y: Number, text: str, anchor: str, colour: str = "black") -> str:
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}"'
     return f"<text {place}>{escape(text)}</text>"

@@ -264,9 +264,7 @@ class Run:
         metrics.write_text("".join(line + "\n" for line in kept))
 
 
-def new_optimizer(
-    parameters: Sequence[nn.Parameter], config: TrainConfig
-) -> torch.optim.Optimizer:
+def new_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     """Return Muon, or AdamW as in the paper."""
     rate, betas, decay = config.lr, config.betas, config.weight_decay
     if config.optimizer == "adamw":
