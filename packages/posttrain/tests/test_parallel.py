@@ -20,24 +20,30 @@ NAMES = ("camera", "control")
 FIT = {"steps": 4, "batch": 4, "warmup": 2, "checkpoint_every": 2, "check_every": 4, "ema": 0.5}
 
 
-def work(rank, port, folder):
-    """What each of two processes does: train, as torchrun would have it."""
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+def work(rank, ports, folder):
+    """What each of two processes does: train, as torchrun would have it.
+
+    Each training meets at a port of its own: at the same one a quick process could still find
+    what the training before has left.
+    """
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
     torch.set_num_threads(1)
-    for name in NAMES:
+    for name, port in zip(NAMES, ports, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
         train(config_for(name, fit=FIT), folder / name)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, folder), nprocs=2)
+    mp.spawn(work, ([free_port() for _ in NAMES], folder), nprocs=2)
     return folder
 
 
