@@ -9,6 +9,8 @@ group ``bench``) its rows are left out.
 """
 
 import argparse
+import ctypes
+import gc
 import statistics
 import subprocess
 import sys
@@ -162,6 +164,8 @@ def memory(args: argparse.Namespace) -> tuple[int, int]:
     used = []
     for call, data in zip(pair, inputs(args.frames[0], args), strict=True):
         if args.device == "cpu":
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)  # what is free already must not hide what is taken
             before = _status("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # forget the earlier peak
             call(data)

@@ -35,7 +35,8 @@ def linear(
     if _prefers_onednn(x):
         # Any other layout of the weight is computed by its reference, a thousand times slower.
         return torch.ops.mkldnn._linear_pointwise(x, weight.contiguous(), bias, "none", [], "")
-    return F.linear(x, weight, bias)
+    # In two dimensions: a strided x of more would have a copy of the weight for each of its rows.
+    return F.linear(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], -1)
 
 
 def _prefers_onednn(x: Tensor) -> bool:

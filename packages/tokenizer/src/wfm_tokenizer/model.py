@@ -112,7 +112,7 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def fused(self: T, dtype: torch.dtype | None = None) -> T:
-        """Return a copy for inference that computes the same, faster and in less memory.
+        """Return a copy for inference that computes the same, faster.
 
         Outputs are equal to float32 rounding; gradients stop. ``dtype`` is that of the copy:
         ``torch.bfloat16`` is the fast and inexact mode. Long videos go through in pieces by
