@@ -145,7 +145,7 @@ def evaluate(folder: Path, names: Sequence[str], count: int) -> list[dict[str, o
         if not isinstance(world, WorldModel):
             raise ValueError(f"{name}: not a world model")
         if hasattr(world, "temperature"):
-            world.temperature = 0.0
+            world.temperature = 0.0  # ty: ignore[invalid-assignment]
         for variant, imagine in models(world, batch).items():
             rows.append(score(f"{name} {variant}".strip(), batch, imagine))
             print(line(rows[-1]), flush=True)

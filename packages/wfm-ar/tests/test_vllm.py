@@ -53,7 +53,8 @@ def test_the_folder_says_what_vllm_asks(golden, tmp_path):
 
 def test_the_command_is_spelled_out(tmp_path, capsys, monkeypatch):
     arguments = ["serve", "-o", str(tmp_path / "served"), "--port", "81"]
-    assert main([*arguments, "-p", "a red cube"]) == 0
+    words = ["-p", "a red cube", "--text-encoder", f"{wa.__name__}:pico_text_encoder"]
+    assert main([*arguments, *words]) == 0
     said = capsys.readouterr().out
     assert said.startswith("vllm serve ")
     assert "--port 81" in said
