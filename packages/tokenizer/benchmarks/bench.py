@@ -73,7 +73,7 @@ def make(name: str, args: argparse.Namespace) -> Pair | None:
     weights = random_weights()
     if name == "diffusers":
         try:
-            from diffusers import AutoencoderKLCosmos  # ty: ignore[unresolved-import]
+            from diffusers import AutoencoderKLCosmos  # ty: ignore[import-not-found]
         except ImportError:
             return None
         vae = AutoencoderKLCosmos().eval()  # its wavelet is made here: not on the meta device

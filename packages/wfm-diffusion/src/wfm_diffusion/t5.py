@@ -37,7 +37,7 @@ class T5TextEncoder:
         offload: bool = False,
     ) -> None:
         try:
-            import transformers  # ty: ignore[unresolved-import]
+            import transformers  # ty: ignore[import-not-found]
         except ImportError as e:
             raise ImportError(INSTALL) from e
         if precision not in PRECISIONS:

@@ -120,7 +120,7 @@ class InProcess:
 
     def __init__(self, model: str, *, device: str = "cpu", max_tokens: int = 512) -> None:
         try:
-            from transformers import pipeline  # ty: ignore[unresolved-import]
+            from transformers import pipeline  # ty: ignore[import-not-found]
         except ImportError as e:
             raise ImportError(
                 'a language model in this process needs: pip install "wfm-diffusion[upsample]"'
