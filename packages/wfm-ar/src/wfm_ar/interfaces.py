@@ -60,7 +60,8 @@ class ConditionEncoder(Protocol):
     """What a user has -> the condition keys that a network knows.
 
     Inputs in use: ``action`` (b s a), ``camera_pose`` (b t 4 4) with ``intrinsics``
-    (b t 3 3), ``trajectory`` (b t k), ``hint`` (b 3 t h w), ``view`` (b k).
+    (b t 3 3), ``trajectory`` (b t k), ``hint`` (b 3m t h w: m pictures of the scene, such as its
+    depth and segmentation) with ``hint_weight`` (b m t h w in [0, 1]), ``view`` (b v).
     """
 
     def encode(self, inputs: Mapping[str, Tensor], /) -> Mapping[str, Tensor]: ...

@@ -76,7 +76,8 @@ class ConditionEncoder(Protocol):
     """What a user has -> the condition keys that a network knows.
 
     Inputs in use: ``action`` (b s a), ``camera_pose`` (b t 4 4) with ``intrinsics``
-    (b t 3 3), ``trajectory`` (b t k), ``hint`` (b 3 t h w), ``view`` (b k).
+    (b t 3 3), ``trajectory`` (b t k), ``hint`` (b 3m t h w: m pictures of the scene, such as its
+    depth and segmentation) with ``hint_weight`` (b m t h w in [0, 1]), ``view`` (b v).
     """
 
     def encode(self, inputs: Mapping[str, Tensor], /) -> Mapping[str, Tensor]: ...
@@ -91,8 +92,9 @@ class Denoiser(Protocol):
     ``fps`` (b), ``given`` (b 1 t h w; 1 where ``noisy`` holds a frame to keep),
     ``given_sigma`` (b; the noise that those frames carry, 0 if absent), ``channels``
     (b k t h w), ``adaln`` (b d or b t d), ``adaln_shared`` (b e or b t e with
-    e = 3 d), ``view`` (view ids), ``tokens`` (b t h w: those that a decoder refines),
-    ``frame_repeat`` (b v). A key it does not know raises ``KeyError``.
+    e = 3 d), ``view`` (b v: which camera each of v equal stretches of time shows), ``tokens``
+    (b t h w: those that a decoder refines), ``frame_repeat`` (b v). A key it does not know
+    raises ``KeyError``.
     """
 
     @property
