@@ -230,8 +230,8 @@ def start_run(run: Path, settings: BaseModel, *, resume: bool) -> None:
     if resume:
         if not noted.is_file():
             raise ValueError(f"{run}: no run to resume here")
-        if noted.read_text() != text:
-            changed = sorted(_differences(json.loads(noted.read_text()), json.loads(text)))
+        changed = sorted(_differences(json.loads(noted.read_text()), json.loads(text)))
+        if changed:
             raise ValueError(f"{run}: was started with other settings ({', '.join(changed)})")
         return
     if (run / STATE).exists() or (run / STATES).exists():
