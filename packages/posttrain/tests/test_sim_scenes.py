@@ -172,3 +172,22 @@ def test_impossible_captures_are_value_errors():
         sim.generate("room", 0, frames=0)
     with pytest.raises(ValueError, match="no camera 'roof'; there are fly"):
         sim.generate_views("room", 0, sim.Capture((16, 16), 2, ("roof",)))
+
+
+def test_geoms_that_no_camera_sees_are_left_out_and_change_no_picture(monkeypatch):
+    from wfm_posttrain.sim.graphics import Renderer
+
+    few, shares = sim.Capture((48, 48), 2, ("front", "left")), []
+    seen = Renderer._may_be_seen
+
+    def note(self, data, camera):
+        shares.append(seen(self, data, camera).mean())
+        return seen(self, data, camera)
+
+    monkeypatch.setattr(Renderer, "_may_be_seen", note)
+    quick = sim.generate_views("street", 3, few)
+    monkeypatch.setattr(Renderer, "_may_be_seen", lambda s, *_: np.ones(s._model.ngeom, bool))
+    for episode, slow in zip(quick, sim.generate_views("street", 3, few), strict=True):
+        assert np.array_equal(episode.frames, slow.frames)
+        assert np.array_equal(episode.segmentation, slow.segmentation)
+    assert max(shares) < 0.6

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int32, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int32, UInt8
 
 from .scenes import GraphicsError
 
@@ -27,6 +27,8 @@ ADVICE = (
     "install a software renderer with `apt-get install libosmesa6`, "
     "or a GPU driver with EGL and `apt-get install libegl1`"
 )
+UNSEEN = 5
+"""A group of geoms that MuJoCo does not draw unless told to."""
 PROBE = "from mujoco.egl import GLContext; GLContext(16, 16).make_current()"
 
 
@@ -69,6 +71,7 @@ try:
 except (AttributeError, OSError, RuntimeError) as error:
     raise GraphicsError(f"MUJOCO_GL={_BACKEND!r} cannot be used ({error}); {ADVICE}") from error
 
+DIRECTIONAL = mujoco.mjtLightType.mjLIGHT_DIRECTIONAL.value
 # MuJoCo's bindings are compiled; a type checker sees none of their classes.
 Model: TypeAlias = Any
 Data: TypeAlias = Any
@@ -118,6 +121,7 @@ class Renderer:
         self._option = mujoco.MjvOption()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50.value)
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
+        self._groups = model.geom_group.copy()
 
     def __enter__(self) -> "Renderer":
         return self
@@ -158,7 +162,37 @@ class Renderer:
         view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         view.fixedcamid = self._model.camera(camera).id
         every = mujoco.mjtCatBit.mjCAT_ALL.value
+        unseen = ~self._may_be_seen(data, view.fixedcamid)
+        self._model.geom_group[unseen] = UNSEEN
         mujoco.mjv_updateScene(self._model, data, self._option, None, view, every, self._scene)
+        np.copyto(self._model.geom_group, self._groups)
+
+    def _may_be_seen(self, data: Data, camera: int) -> Bool[np.ndarray, " g"]:
+        """Tell which geoms' bounding spheres, or the shadows of these, reach into the picture.
+
+        A shadow is the sphere swept along its light down to the ground, a convex thing: it is
+        outside a plane of the view's pyramid if both its ends are.
+        """
+        model, radius = self._model, self._model.geom_rbound
+        casting = model.light_castshadow.astype(bool) & model.light_active.astype(bool)
+        if not np.isin(model.light_type[casting], DIRECTIONAL).all():
+            return np.ones(model.ngeom, bool)
+        ends = [data.geom_xpos]
+        for ray in data.light_xdir[casting]:
+            drop = np.maximum(data.geom_xpos[:, 2] + radius, 0) / max(-ray[2], 1e-3)
+            ends.append(data.geom_xpos + drop[:, None] * ray)
+        slope = np.tan(np.radians(model.cam_fovy[camera]) / 2)
+        slopes = np.array([slope * self._size[1] / self._size[0], slope])
+        axes = data.cam_xmat[camera].reshape(3, 3)  # right, up, backward
+        inside = np.full((5, model.ngeom), -np.inf)
+        for end in ends:
+            across, depth = np.split((end - data.cam_xpos[camera]) @ axes, [2], axis=1)
+            sides = [-depth * slopes - across, -depth * slopes + across]
+            planes = np.concatenate([*sides, -depth * np.sqrt(1 + slopes[:1] ** 2)], axis=1)
+            planes /= np.sqrt(1 + np.concatenate([slopes, slopes, slopes[:1]]) ** 2)
+            inside = np.maximum(inside, planes.T)
+        # Endless planes have a radius of 0.
+        return (inside > -radius).all(axis=0) | (radius == 0)
 
     def _draw(self, rgb: np.ndarray, depth: np.ndarray | None) -> None:
         gl_context().make_current()

@@ -39,8 +39,8 @@ world, OpenCV axes), `intrinsics` (pixels), `depth` (metres along the optical ax
 Pictures are rendered; models that saw nothing else know nothing of cameras' noise, of deformable
 things, of people.
 """
-# Raised whenever the same seed would no longer give the same recording.
-VERSION = 1
+# Raised whenever the same seed would no longer give the same recording of a scene.
+VERSIONS = {"street": 2}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Job:
         """What a recording depends on beside its seed; JSON values only."""
         capture = json.loads(json.dumps(asdict(self.capture)))
         take = {"take": self.take} if self.take else {}
-        return {"scene": self.scene, "version": VERSION, **capture, **take}
+        return {"scene": self.scene, "version": VERSIONS.get(self.scene, 1), **capture, **take}
 
 
 @dataclass(frozen=True)

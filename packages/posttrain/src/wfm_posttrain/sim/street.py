@@ -81,7 +81,7 @@ def record(seed: int, capture: Capture) -> tuple[Episode, ...]:
     light = LIGHTS[rng.integers(len(LIGHTS))]
     manoeuvre = str(rng.choice(list(MANOEUVRES)))
     stage = Stage(timestep=0.01, near=0.2, far=180.0, shadow_clip=38.0)
-    stage.shadow_size, stage.slices, stage.stacks = 512, 12, 8
+    stage.shadow_size, stage.slices, stage.stacks = 256, 12, 8
     _build_town(stage, rng, light)
     ego = drive(rng, manoeuvre, max(capture.frames, TRAJECTORY_POINTS))
     names, ways = _traffic(stage, rng, ego, manoeuvre)
