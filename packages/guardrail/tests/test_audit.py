@@ -54,6 +54,17 @@ def test_every_change_is_seen(log, number, tamper):
         verify(log, key=KEY)
 
 
+def test_every_byte_that_changes_is_seen(log):
+    honest = log.read_bytes()
+    for place in range(len(honest)):
+        changed = honest[place] ^ 1 << place % 8
+        log.write_bytes(honest[:place] + bytes([changed]) + honest[place + 1 :])
+        with pytest.raises(ValueError, match=r"audit\.jsonl"):
+            verify(log, key=KEY)
+    log.write_bytes(honest)
+    assert verify(log, key=KEY) == 5
+
+
 def test_another_key_does_not_open_it(log):
     with pytest.raises(ValueError, match="another key"):
         verify(log, key=b"other")

@@ -138,7 +138,7 @@ def test_attack_and_eval_print_their_tables(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["macro_recall"] > 0.9
     benign = tmp_path / "benign.txt"
     benign.write_text("a robot\nhentai\n")
-    flags = ["--words", str(words), "--benign", str(benign), "--unsafe", str(words)]
+    flags = ["--benign", str(benign), "--unsafe", str(words)]
     assert main(["eval", *flags]) == 0
     out = capsys.readouterr().out
     assert "1 of 2" in out

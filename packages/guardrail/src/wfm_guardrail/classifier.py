@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
+from typing import Protocol
 from zlib import crc32
 
 import numpy as np
@@ -67,15 +69,12 @@ class Weights:
         return weights
 
     def score(self, text: str, allowed: re.Pattern[str] | None = None) -> tuple[float, str]:
-        """Return the log-odds of harm in the worst part, and its likeliest class of harm.
+        """Return the log-odds of harm in the worst part, and its likeliest class of harm."""
+        return worst(self.logits(list(parts_of(text, allowed))))
 
-        Parts are windows over the text, and its sentences; ``allowed`` phrases are left out.
-        """
-        parts = list(_parts(text, allowed))
-        logits = np.stack([self._logits(part) for part in parts])
-        odds = np.logaddexp.reduce(logits[:, 1:], axis=1) - logits[:, 0]
-        worst = int(odds.argmax())
-        return float(odds[worst]), CLASSES[1 + int(logits[worst, 1:].argmax())]
+    def logits(self, parts: Sequence[Sequence[str]]) -> Float[np.ndarray, "n k"]:
+        """Return the log-odds of every class for each part."""
+        return np.stack([self._logits(part) for part in parts])
 
     def _logits(self, words: Sequence[str]) -> Float[np.ndarray, " k"]:
         rows = [row for name in features(words) if (row := self._row(name)) is not None]
@@ -100,7 +99,8 @@ def _words(folded: str) -> list[str]:
     return [word[:_LONGEST_WORD] for word in _WORD.findall(plain)]
 
 
-def _parts(text: str, allowed: re.Pattern[str] | None) -> Iterator[list[str]]:
+def parts_of(text: str, allowed: re.Pattern[str] | None = None) -> Iterator[list[str]]:
+    """Yield the words of windows over a text and of its sentences, without ``allowed`` phrases."""
     sentences = [_words(part) for part in _END.split(fold(text))]
     if allowed is not None:
         sentences = [allowed.sub(" ", " ".join(words)).split() for words in sentences]
@@ -108,6 +108,13 @@ def _parts(text: str, allowed: re.Pattern[str] | None) -> Iterator[list[str]]:
     for start in range(0, max(1, len(words) - WINDOW // 2), WINDOW // 2):
         yield words[start : start + WINDOW]
     yield from (s for s in sentences if _SENTENCE <= len(s) < min(WINDOW, len(words)))
+
+
+def worst(logits: Float[np.ndarray, "n k"]) -> tuple[float, str]:
+    """Return the log-odds of harm in the worst of n parts, and its likeliest class of harm."""
+    odds = np.logaddexp.reduce(logits[:, 1:], axis=1) - logits[:, 0]
+    row = int(odds.argmax())
+    return float(odds[row]), CLASSES[1 + int(logits[row, 1:].argmax())]
 
 
 def features(words: Sequence[str]) -> Iterator[str]:
@@ -144,6 +151,14 @@ def builtin_weights() -> Weights:
     return Weights.load(Path(str(files(str(__package__)) / "data" / "scenes.npz")))
 
 
+class Reader(Protocol):
+    """Something that reads a text; ``thresholds``: from which log-odds on to doubt, to refuse."""
+
+    thresholds: tuple[float, float]
+
+    def score(self, text: str, allowed: re.Pattern[str] | None = None, /) -> tuple[float, str]: ...
+
+
 class SceneCheck:
     """Judge what a text describes; a doubtful one is sensitive, one beyond doubt explicit.
 
@@ -152,18 +167,20 @@ class SceneCheck:
     The findings' score is a logistic function of the log-odds over the threshold of refusal.
     """
 
-    name = "scene"
-
-    def __init__(self, weights: Weights | None = None, allow: Sequence[str] = ()) -> None:
-        self.weights = weights or builtin_weights()
+    def __init__(
+        self, reader: Reader | None = None, allow: Sequence[str] = (), *, name: str = "scene"
+    ) -> None:
+        self.name, self.reader = name, reader or builtin_weights()
         self._allowed = re.compile(rf"\b(?:{'|'.join(map(re.escape, allow)) or '(?!)'})\b")
 
     def check(self, text: str, stage: Stage, /) -> Sequence[Finding]:
         """Find harm; a negative prompt names it in order to avoid it, and is not judged."""
         if stage == "negative_prompt":
             return ()
-        odds, category = self.weights.score(text, self._allowed)
-        doubtful, certain = self.weights.thresholds
+        odds, category = self.reader.score(text, self._allowed)
+        if not isfinite(odds):
+            raise ValueError("the log-odds are not finite")
+        doubtful, certain = self.reader.thresholds
         if odds < doubtful:
             return ()
         severity = Severity.EXPLICIT if odds >= certain else Severity.SENSITIVE

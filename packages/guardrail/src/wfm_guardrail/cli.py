@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, console, measure, provenance
+from . import __version__, console, measure, provenance, training
 from .terminal import guard_of, lines, read, say
 
 if TYPE_CHECKING:
@@ -57,22 +57,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_guard(command)
 
     command = _command(commands, "eval", measure.evaluate, "measure catches and false alarms")
-    command.add_argument("--words", type=Path, help="words to disguise, one a line")
     command.add_argument("--benign", type=Path, help="prompts that must pass, one a line")
     command.add_argument("--unsafe", type=Path, help="prompts that must not pass: file or folder")
     _add_guard(command)
 
-    command = _command(commands, "train-text", measure.train_text, "train the scene check")
-    command.add_argument("-o", "--out", type=Path, required=True, help="weights (.npz) to write")
-    command.add_argument("--vectors", type=Path, help="word vectors (.npz); written with --encoder")
-    command.add_argument(
-        "--encoder", type=Path, help="folder of a sentence encoder, as all-MiniLM-L6-v2"
-    )
-    command.add_argument("--scenes", type=Path, help="`class: pattern` a line (the built-in ones)")
-    command.add_argument(
-        "--benign", type=Path, help="harmless prompts; every other one sets the thresholds"
-    )
-    command.add_argument("--each", type=int, default=16, help="sentences of each pattern (16)")
+    training.add_commands(commands)
 
     command = _command(commands, "lint-policy", lint_policy, "check a policy or a lexicon file")
     command.add_argument("source", help="YAML file, or the name of a preset")

@@ -11,18 +11,17 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
+from . import suite
 from .audit import AuditLog
 from .blur import FaceBlur
 from .checks import CoverageError, TextCheck, VideoCheck, VideoSession
-from .classifier import SceneCheck, Weights
 from .deadline import within
 from .faces import INSTALL, FaceDetector, find_detector
 from .frames import CHUNK, as_pixels, like
-from .lexicon import Lexicon, builtin_lexicon, read_lexicon
-from .media import BROKEN, FlashCheck, FrozenCheck, SanityCheck
+from .media import BROKEN
 from .policy import Policy
-from .posture import NO_CONTENT, Coverage, Posture
-from .textchecks import LengthCheck, LexiconCheck, PayloadCheck, ScriptCheck
+from .posture import Coverage, Posture
+from .textchecks import LengthCheck
 from .verdict import (
     MEDIA_STAGES,
     TEXT_STAGES,
@@ -42,7 +41,7 @@ logger = logging.getLogger(__name__)
 Frames = TypeVar("Frames")
 Pixels = UInt8[np.ndarray, "t 3 h w"]
 
-FACES, CONTENT, LLM = "faces", "content", "llm"
+FACES = "faces"
 
 
 class Guardrail:
@@ -70,21 +69,11 @@ class Guardrail:
     ) -> None:
         self.policy = policy or Policy()
         self.audit = audit if isinstance(audit, AuditLog | None) else AuditLog(audit)
-        text, video = self.policy.text, self.policy.video
-        lexicon = _lexicon(self.policy)
-        weights = Weights.load(text.weights) if text.weights else None
-        builtin_text = (
-            LengthCheck(text.max_chars),
-            ScriptCheck(),
-            PayloadCheck(),
-            LexiconCheck(lexicon),
-            SceneCheck(weights, lexicon.allow),
-        )
-        builtin_video = (SanityCheck(video), FrozenCheck(), FlashCheck(video))
+        text, video = suite.bounded_text(self.policy), suite.bounded_video(self.policy)
         # Their work is linear and their input limited: no deadline, no thread for each prompt.
-        self._bounded = {check.name for check in (*builtin_text, *builtin_video)}
-        self._text: tuple[TextCheck, ...] = (*builtin_text, *_llm(self.policy), *text_checks)
-        self._video: tuple[VideoCheck, ...] = (*builtin_video, *video_checks)
+        self._bounded = {check.name for check in (*text, *video)}
+        self._text = (*text, *suite.model_text(self.policy), *text_checks)
+        self._video = (*video, *suite.model_video(self.policy), *video_checks)
         self._detector = self._find(detector)
         names = [check.name for check in (*self._text, *self._video)]
         if len({*names, FACES}) <= len(names):
@@ -266,11 +255,12 @@ class Guardrail:
         rows = [self._row(check.name, TEXT_STAGES) for check in self._text]
         rows += [self._row(check.name, MEDIA_STAGES) for check in self._video]
         names = {row.check for row in rows}
-        if CONTENT not in names:
-            rows.append(self._row(CONTENT, MEDIA_STAGES, missing=NO_CONTENT))
+        for name in suite.EXPECTED.keys() - names:
+            stages, why = suite.EXPECTED[name]
+            rows.append(self._row(name, stages, missing=why))
         missing = "" if self._detector else f"no face detector: {INSTALL}"
         rows.append(self._row(FACES, ("output_media",), missing=missing))
-        for name in sorted(set(self.policy.checks) - names - {CONTENT, FACES}):
+        for name in sorted(set(self.policy.checks) - {row.check for row in rows}):
             rows.append(self._row(name, (), missing="there is no check of this name"))
         return Posture(self.policy.name, self.policy.fingerprint, tuple(rows))
 
@@ -326,23 +316,13 @@ class Guardrail:
         self, stage: Stage, findings: Sequence[Finding], checked: Sequence[str], data: bytes
     ) -> Verdict:
         counted = [f for f in findings if self._counts(f, stage)]
+        reason, category, score = "", None, 0.0
         if counted:
             worst = max(counted, key=lambda f: (f.severity, f.score))
-            reason = f"{stage.replace('_', ' ')} refused: {worst.describe()}"
+            reason, category, score = worst.describe(), worst.category, worst.score
             reason += f" and {len(counted) - 1} more" if len(counted) > 1 else ""
-            verdict = Verdict(False, reason, worst.category, stage, worst.score)
-        else:
-            verdict = Verdict(True, "", None, stage, 0.0)
-        verdict = Verdict(
-            verdict.safe,
-            verdict.reason,
-            verdict.category,
-            stage,
-            verdict.score,
-            tuple(findings),
-            tuple(checked),
-        )
-        return self._noted(verdict, data)
+        found, done = tuple(findings), tuple(checked)
+        return self._noted(Verdict(not counted, reason, category, stage, score, found, done), data)
 
     def _noted(self, verdict: Verdict, data: bytes) -> Verdict:
         """Record a verdict; one that cannot be recorded refuses."""
@@ -363,9 +343,8 @@ class Guardrail:
         except (OSError, ValueError) as e:
             logger.exception("the audit log could not be written")
             finding = _failed("audit", e)
-            reason = f"{verdict.stage.replace('_', ' ')} refused: {finding.describe()}"
-            found = (*verdict.findings, finding)
-            return Verdict(False, reason, UNDECIDED, verdict.stage, 1.0, found, verdict.checked)
+            found, why = (*verdict.findings, finding), finding.describe()
+            return Verdict(False, why, UNDECIDED, verdict.stage, 1.0, found, verdict.checked)
         return verdict
 
     def _record(self, event: str, record: dict[str, Any]) -> None:
@@ -376,24 +355,6 @@ class Guardrail:
 def default() -> Guardrail:
     """Return the default guard; the entry point ``wfm.guards: default``."""
     return Guardrail.default()
-
-
-def _lexicon(policy: Policy) -> Lexicon:
-    lexicon = builtin_lexicon()
-    for path in policy.text.lexicons:
-        lexicon = lexicon + read_lexicon(path)
-    return lexicon.allowing(policy.text.allow)
-
-
-def _llm(policy: Policy) -> Iterator[TextCheck]:
-    if policy.llm and policy.check(LLM).mode != "off":
-        from .llm import http_check, local_check
-
-        asked = policy.llm
-        if asked.url:
-            yield http_check(asked.url, asked.model, asked.dialect, timeout_s=policy.timeout_s)
-        else:
-            yield local_check(asked.model, asked.dialect, device=asked.device)
 
 
 def _opened(check: VideoCheck, stage: Stage, fps: float, into: list[VideoSession]) -> tuple[()]:

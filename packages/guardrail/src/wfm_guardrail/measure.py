@@ -1,4 +1,4 @@
-"""The subcommands that measure and train: attack, eval, train-text."""
+"""The subcommands that measure: attack, eval."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import console
-from .terminal import guard_of, lines, listed, read, say
+from .terminal import guard_of, lines, listed, say
 
 
 def attack(args: argparse.Namespace) -> int:
@@ -35,35 +35,29 @@ def attack(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Print recall in disguise, false alarms, and recall on prompts of the caller."""
-    from .attack import false_alarms, macro, matrix
+    """Print false alarms, and recall on prompts of the caller; disguises are what attack counts."""
+    from .attack import false_alarms
 
-    refuses = _refuses(args)
-    table = matrix(refuses, listed(args.words, "attack_words.txt"))
-    worst = min(table, key=lambda name: table[name].share)
-    alarms, refused = false_alarms(refuses, listed(args.benign, "benign.txt"))
+    refuses, benign = _refuses(args), listed(args.benign, "benign.txt")
+    alarms, refused = false_alarms(refuses, benign)
     low, high = alarms.interval
     record: dict[str, object] = {
-        "macro_recall": macro(table),
-        "worst_disguise": worst,
-        "worst_recall": table[worst].share,
         "benign": alarms.count,
         "false_alarms": alarms.hits,
         "false_alarm_rate_95": [low, high],
         "refused_benign": refused,
     }
-    text = (
-        f"caught in disguise   {macro(table):.1%} of {table[worst].count} words in {len(table)} "
-        f"disguises (worst: {worst}, {table[worst].share:.0%})\n"
-        f"false alarms         {alarms.hits} of {alarms.count} (95 %: {low:.1%} to {high:.1%})"
-    )
+    text = f"false alarms {alarms.hits} of {alarms.count} (95 %: {low:.1%} to {high:.1%})"
     text += "".join(f"\n  refused: {prompt[:100]!r}" for prompt in refused)
     if args.unsafe:
-        record["unsafe"] = rows = _caught(refuses, args.unsafe, listed(args.benign, "benign.txt"))
-        text += f"\n{'prompts that must not pass':<32} {'refused':>16} {'read at 1 %':>12}"
+        record["unsafe"] = rows = _caught(refuses, args.unsafe, benign)
+        readers = [name for name in ("scene", "semantic") if name in next(iter(rows.values()))]
+        text += f"\n{'prompts that must not pass':<32} {'refused':>16}"
+        text += "".join(f"{name + ' at 1 %':>16}" for name in readers)
         for name, row in rows.items():
             text += f"\n  {name:<30} {row['refused']:>5} of {row['of']:<5} "
-            text += f"{row['refused'] / row['of']:4.0%} {row['read_at_1_percent']:12.0%}"
+            text += f"{row['refused'] / row['of']:4.0%}"
+            text += "".join(f"{row[reader]:16.0%}" for reader in readers)
     say(args, record, text)
     return console.DONE
 
@@ -73,16 +67,16 @@ def _caught(
 ) -> dict[str, dict[str, Any]]:
     """Count, for each file and for all, what the guard refuses.
 
-    Beside it, the recall of the scene check alone where one in a hundred of the benign prompts
-    would be refused.
+    Beside it, the recall of the readers alone where one in a hundred of the benign prompts
+    would be refused; that of ``semantic`` where its encoder is installed.
     """
     from .attack import false_alarms, recall_at
     from .classifier import builtin_weights
+    from .semantic import find_reader
 
-    def odds(text: str) -> float:
-        return builtin_weights().score(text)[0]
-
-    harmless = [odds(prompt) for prompt in benign]
+    found = {"scene": builtin_weights(), "semantic": find_reader()}
+    readers = {name: reader for name, reader in found.items() if reader}
+    harmless = {n: [r.score(text)[0] for text in benign] for n, r in readers.items()}
     paths = sorted(source.glob("*.txt")) if source.is_dir() else [source]
     prompts = {path.stem: list(lines(path)) for path in paths}
     if len(prompts) > 1:
@@ -91,45 +85,13 @@ def _caught(
     for name, texts in prompts.items():
         if texts:
             caught, _ = false_alarms(refuses, texts)
-            recall, _ = recall_at([odds(text) for text in texts], harmless)
             rows[name] = {"refused": caught.hits, "of": caught.count, "refused_95": caught.interval}
-            rows[name]["read_at_1_percent"] = recall.share
+            for reader, read in readers.items():
+                odds = [read.score(text)[0] for text in texts]
+                rows[name][reader] = recall_at(odds, harmless[reader])[0].share
     if not rows:
         raise ValueError(f"{source}: holds no prompts, one a line, in *.txt files")
     return rows
-
-
-def train_text(args: argparse.Namespace) -> int:
-    """Train the scene check's weights; say what they refuse of the half that was not used."""
-    import numpy as np
-
-    from .attack import false_alarms
-    from .classifier import Weights
-    from .trainer import builtin_scenes, encode_words, read_scenes, read_vectors, save, train
-    from .videofile import replacing
-
-    if not (args.encoder or args.vectors):
-        raise ValueError("words need vectors: give --vectors FILE.npz or --encoder FOLDER")
-    scenes = read_scenes(read(args.scenes) if args.scenes else builtin_scenes(), args.each)
-    benign = listed(args.benign, "benign.txt")
-    vectors = encode_words(args.encoder) if args.encoder else read_vectors(args.vectors)
-    if args.encoder and args.vectors:
-        np.savez(args.vectors, words=np.array(vectors[0]), vectors=vectors[1])
-    arrays = train(scenes, benign[::2], vectors)
-    with replacing(args.out) as partial:
-        save(partial, arrays)
-    weights = Weights.load(args.out)
-    limit = weights.thresholds[1]
-    alarms, _ = false_alarms(lambda t: weights.score(t)[0] >= limit, benign[1::2])
-    record: dict[str, object] = {
-        "out": str(args.out),
-        "scenes": len(scenes.texts),
-        "features": len(arrays["keys"]),
-    }
-    record["held_out"] = [alarms.hits, alarms.count]
-    text = f"{args.out}: {len(scenes.texts)} scenes, {len(arrays['keys'])} features; refuses "
-    say(args, record, f"{text}{alarms.hits} of {alarms.count} other harmless prompts")
-    return console.DONE
 
 
 def _refuses(args: argparse.Namespace) -> Callable[[str], bool]:

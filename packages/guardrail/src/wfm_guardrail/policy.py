@@ -108,6 +108,15 @@ class LlmPolicy(_Part):
     device: str = Field("cpu", description="for a folder")
 
 
+class ContentPolicy(_Part):
+    """A picture classifier on a SigLIP encoder, as the check ``content``."""
+
+    encoder: Path = Field(description="file that open_clip reads")
+    head: Path = Field(description="safety_filter.pt, or what train-video wrote")
+    threshold: float = Field(0.5, gt=0, lt=1, description="from which on a frame is unsafe")
+    device: str = "cpu"
+
+
 class Policy(_Part):
     """Everything that decides a verdict. ``Policy()`` is the preset ``physical_ai``."""
 
@@ -120,6 +129,7 @@ class Policy(_Part):
     video: VideoPolicy = VideoPolicy()
     faces: FacePolicy = FacePolicy()
     llm: LlmPolicy | None = None
+    content: ContentPolicy | None = None
 
     def check(self, name: str) -> CheckPolicy:
         """Return how a check counts; one that is not named is enforced."""

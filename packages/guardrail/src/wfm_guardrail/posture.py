@@ -4,10 +4,6 @@ from dataclasses import asdict, dataclass
 
 from .verdict import Stage
 
-NO_CONTENT = (
-    "no picture classifier is installed: nudity, gore and other content of frames is not judged"
-)
-
 
 @dataclass(frozen=True)
 class Coverage:

@@ -4,8 +4,7 @@ The encoder is open_clip's ``ViT-SO400M-14-SigLIP-384`` (extra ``[siglip]``) fro
 the head is ``safety_filter.pt`` of Cosmos 1.0, or one that :func:`train_head` made.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from .attack import Rate, recall_at
-from .sampling import Sampler
-from .verdict import Finding, Severity, Stage
+from .content import VOTE, FrameCheck, Vote
 
 CLASSES = ["safe", "sexual", "violence", "drugs", "sexual_minors", "hate", "self_harm"]
 WIDTH = 1152
@@ -98,78 +96,19 @@ def prepared(frames: Pixels, side: int = 384) -> Float[Tensor, "t 3 s s"]:
     return x.clamp(0, 255).round() / 127.5 - 1
 
 
-@dataclass(frozen=True)
-class Vote:
-    """How many frames must be unsafe: at least ``frames`` and a ``share`` of those looked at.
-
-    A frame is unsafe where the classes but the first have together at least ``threshold``.
-    """
-
-    threshold: float = 0.5
-    frames: int = 3
-    share: float = 0.02
-
-
-class ContentCheck:
-    """The check ``content``: every frame that differs from the last one looked at is judged."""
-
-    name = "content"
+class ContentCheck(FrameCheck):
+    """The check ``content``: an encoder and a head judge the frames."""
 
     def __init__(
-        self, encode: Encoder, head: Head, vote: Vote = Vote(), *, every_frame: bool = False
+        self, encode: Encoder, head: Head, vote: Vote = VOTE, *, every_frame: bool = False
     ) -> None:
-        self.encode, self.head, self.vote = encode, head.eval(), vote
-        self.every_frame = every_frame
+        head.eval()
 
-    def open(self, _stage: Stage, _fps: float, /) -> "_Content":
-        """Begin a video."""
-        return _Content(self)
+        @torch.inference_mode()
+        def judge(frames: Pixels) -> Float[np.ndarray, "t k"]:
+            return head(normalize(encode(frames), dim=-1)).softmax(-1).numpy()
 
-
-class _Content:
-    def __init__(self, check: ContentCheck) -> None:
-        self.check = check
-        self.sampler = None if check.every_frame else Sampler()
-        self.unsafe = np.zeros(len(CLASSES), np.int64)
-        self.looked = self.runs = self.run = 0
-        self.worst = 0.0
-
-    @torch.inference_mode()
-    def push(self, frames: Pixels, /) -> Sequence[Finding]:
-        """Judge the frames that are new; a still stretch counts by its frames."""
-        weights = np.ones(len(frames), np.int64)
-        chosen = frames
-        if self.sampler is not None:
-            picked, weights = self.sampler.pick(frames)
-            chosen = frames[picked]
-            if self.run >= 0 and weights[0]:  # frames that look like the last one judged before
-                self._count(self.run, int(weights[0]))
-            weights = weights[1:]
-        if len(chosen):
-            logits = self.check.head(normalize(self.check.encode(chosen), dim=-1))
-            if not torch.isfinite(logits).all():
-                raise ValueError("the classifier's numbers are not finite")
-            for p, weight in zip(logits.softmax(-1).numpy(), weights, strict=True):
-                harm = 1 - float(p[0])
-                self.worst = max(self.worst, harm)
-                self.run = 1 + int(p[1:].argmax()) if harm >= self.check.vote.threshold else 0
-                self._count(self.run, int(weight))
-        return ()
-
-    def _count(self, label: int, frames: int) -> None:
-        self.looked += frames
-        self.unsafe[label] += frames if label else 0
-
-    def close(self) -> Sequence[Finding]:
-        """Count the votes; fewer frames than the vote wants must all agree."""
-        vote, unsafe = self.check.vote, int(self.unsafe.sum())
-        needed = max(min(vote.frames, self.looked), vote.share * self.looked)
-        if not unsafe or unsafe < needed:
-            return ()
-        label = CLASSES[int(self.unsafe.argmax())]
-        severity = Severity.SEVERE if label == "sexual_minors" else Severity.EXPLICIT
-        rule = f"{unsafe} of {self.looked} frames"
-        return (Finding(self.check.name, label, severity, min(1.0, self.worst), rule),)
+        super().__init__("content", judge, CLASSES, vote, every_frame=every_frame)
 
 
 def train_head(

@@ -13,9 +13,11 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from .classifier import CLASSES, STOP, Weights, features, key_of, root_length, stems, words_of
+from .semantic import Encode, SemanticReader, unit
 
 DOUBTFUL, REFUSED = 0.01, 0.003  # shares of held-out harmless prompts past the thresholds
 _RARE = 2  # scenes that a feature must occur in
+_SPREAD = 4.0  # of the encoder's vectors, so that the fit gets somewhere in its steps
 
 
 @dataclass(frozen=True)
@@ -141,18 +143,7 @@ def _packed(
     arrays = {"keys": keys[order], "values": values[kept][order], "bias": bias - bias[0]}
     draft = Weights(arrays["keys"], arrays["values"], scale, arrays["bias"], (0.0, 0.0))
     odds = np.array([draft.score(text)[0] for text in held_out])
-    limits = np.quantile(odds, [1 - DOUBTFUL, 1 - REFUSED]) if len(odds) else 0
-    return {**arrays, "scale": np.array(scale), "thresholds": np.zeros(2) + limits}
-
-
-def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a weights file."""
-    names = ("keys", "values", "scale", "bias", "thresholds")
-    keys, values, scale, bias, thresholds = (arrays[name] for name in names)
-    with path.open("wb") as file:
-        np.savez_compressed(
-            file, keys=keys, values=values, scale=scale, bias=bias, thresholds=thresholds
-        )
+    return {**arrays, "scale": np.array(scale), "thresholds": _limits(odds)}
 
 
 def builtin_scenes() -> str:
@@ -173,35 +164,53 @@ def read_vectors(path: str | Path) -> tuple[list[str], Float[np.ndarray, "v d"]]
         raise ValueError(f"{path}: not an npz file of words and vectors") from e
 
 
-def encode_words(folder: str | Path) -> tuple[list[str], Float[np.ndarray, "v d"]]:
-    """Return the whole words of a sentence encoder's vocabulary, each encoded alone.
-
-    ``folder`` holds a BERT-like model in transformers' layout, such as all-MiniLM-L6-v2
-    (Apache-2.0). Needs the extra ``[llm]``.
+def vocabulary_vectors(
+    folder: str | Path, encode: Encode
+) -> tuple[list[str], Float[np.ndarray, "v d"]]:
+    """Return the whole words of a BERT-like encoder's ``vocab.txt``, each encoded alone.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ImportError: transformers is missing.
+        FileNotFoundError: the folder holds no vocabulary.
     """
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: no such model folder; nothing is downloaded here")
-    try:
-        import torch
-        from transformers import (  # ty: ignore[import-not-found]
-            AutoModel,
-            AutoTokenizer,
-        )
-    except ImportError as e:
-        raise ImportError('word vectors need: pip install "wfm-guardrail[llm]"') from e
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    ranked = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    words = [word for word, _ in ranked if re.fullmatch(r"[a-z]{2,}", word)]
-    rows = []
-    with torch.inference_mode():
-        for start in tqdm(range(0, len(words), 256), desc="words", unit="batch", disable=None):
-            batch = tokenizer(words[start : start + 256], padding=True, return_tensors="pt")
-            mask = batch["attention_mask"][..., None]
-            hidden = model(**batch).last_hidden_state
-            rows.append(((hidden * mask).sum(1) / mask.sum(1)).numpy())
-    return words, np.concatenate(rows)
+    path = Path(folder) / "vocab.txt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such vocabulary")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    words = [word for word in lines if re.fullmatch(r"[a-z]{2,}", word)]
+    return words, _encoded(words, encode, "words")
+
+
+def train_head(
+    scenes: Scenes,
+    held_out: Iterable[str],
+    words: Weights,
+    encode: Encode,
+    *,
+    decay: float = 1e-3,
+    steps: int = 400,
+) -> dict[str, np.ndarray]:
+    """Fit multinomial logistic regression on a sentence encoder's vectors of the scenes.
+
+    Returns the arrays of a head's file. The thresholds are set on the harmless prompts that
+    were ``held_out``, for the sum of its log-odds and those of ``words``.
+    """
+    texts = [" ".join(words_of(text)) for text in scenes.texts]
+    x = unit(_encoded(texts, encode, "scenes"))
+    mean = x.mean(axis=0)
+    w, b = _regress(_SPREAD * (x - mean), scenes.labels, decay, steps)
+    head, bias = _SPREAD * w, b - _SPREAD * mean @ w
+    odds = np.array(
+        [SemanticReader(encode, head, bias, (0, 0), words).score(t)[0] for t in held_out]
+    )
+    return {"head": head.astype(np.float32), "bias": bias, "thresholds": _limits(odds)}
+
+
+def _encoded(texts: Sequence[str], encode: Encode, what: str) -> Float[np.ndarray, "n d"]:
+    batches = range(0, len(texts), 256)
+    progress = tqdm(batches, desc=what, unit="batch", disable=None)
+    return np.concatenate([encode(texts[start : start + 256]) for start in progress])
+
+
+def _limits(odds: Float[np.ndarray, " n"]) -> Float[np.ndarray, "2"]:
+    limits = np.quantile(odds, [1 - DOUBTFUL, 1 - REFUSED]) if len(odds) else 0
+    return np.zeros(2) + limits

@@ -81,7 +81,7 @@ class Refused(Exception):
     """The guard did not let frames through; ``verdict`` says why."""
 
     def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict.reason)
+        super().__init__(f"{verdict.stage.replace('_', ' ')} refused: {verdict.reason}")
         self.verdict = verdict
 
 
