@@ -193,8 +193,8 @@ def pico_sampling(**options: Any) -> Callable[..., Tensor]:
     """Return a function that samples four clips of 17 frames of 64x64 with the built-in model."""
     net, encoder = wd.load("builtin:pico"), wd.pico_text_encoder()
     shortcuts = wd.Shortcuts(**options)
-    if shortcuts.int8:
-        wd.to_int8(net.blocks)
+    if shortcuts.weights:
+        wd.quantise(net.blocks, shortcuts.weights)
     text = encoder.encode(PROMPTS)[0]
     rate = torch.full((len(text),), net.fps)
     condition = {"text": text, "fps": rate}
@@ -240,10 +240,13 @@ def draw(found: dict[str, list[tuple[int, float]]], plot: str) -> None:
 
     for name, points in found.items():
         plt.loglog(*zip(*points, strict=True), marker="o", label=name)
+    counts = sorted({calls for points in found.values() for calls, _ in points})
+    plt.xticks(counts, [str(x) for x in counts])
+    plt.minorticks_off()
     plt.xlabel("network calls")
     plt.ylabel("relative error of the latents")
     plt.legend()
-    plt.savefig(plot, dpi=120)
+    plt.savefig(plot, dpi=100, bbox_inches="tight")
 
 
 def shortcuts(count: int = 24) -> Iterator[Row]:
@@ -252,7 +255,8 @@ def shortcuts(count: int = 24) -> Iterator[Row]:
         "guidance only at sigma 0.3 to 10": {"guidance_interval": (0.3, 10.0)},
         "step cache 0.05": {"step_cache": 0.05},
         "step cache 0.2": {"step_cache": 0.2},
-        "int8 blocks": {"int8": True},
+        "int8 blocks": {"weights": "int8"},
+        "fp8 blocks": {"weights": "fp8"},
     }
     plain = pico_sampling()
     plain(2, "res2ab")

@@ -70,7 +70,7 @@ def test_video2world_goes_on_from_a_file(tmp_path, model, clips):
 def test_a_guards_refusal_is_exit_code_3(tmp_path, model, capsys):
     words = ("text2world", "a bad cube", "-m", model, "-o", tmp_path / "a.mp4")
     assert wfm(*words, "--guard", "fakes:guard") == 3
-    assert "refused: prompt refused: a bad word" in capsys.readouterr().err
+    assert "text2world: prompt refused: a bad word" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

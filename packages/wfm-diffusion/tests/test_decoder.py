@@ -10,10 +10,17 @@ from torch.nn import functional as F
 import wfm_diffusion as wd
 from wfm_diffusion.decoder import DiffusionDecoder, windows
 from wfm_diffusion.guidance import Guided
+from wfm_diffusion.layers import token_planes
 
 GOLDEN = Path(__file__).parent / "golden"
 DECODER = TINY.model_copy(
-    update={"token_vocab": 50, "token_channels": 4, "condition_mask": False, "position": "none"}
+    update={
+        "token_vocab": 50,
+        "token_channels": 4,
+        "condition_mask": False,
+        "position": "none",
+        "max_size": (16, 8, 8),
+    }
 )
 WIDER = DECODER.model_copy(update={"token_vocab": 60})
 
@@ -188,13 +195,24 @@ def test_a_model_may_be_named_and_tokens_need_their_codec():
 
 
 def test_a_token_frame_may_stand_for_several_latent_frames():
-    net, x = network(DECODER), torch.zeros(1, 3, 5, 4, 4)
-    planes = net._token_planes(tokens(3), x)
+    embedding, x = network(DECODER).token_embedding, torch.zeros(1, 3, 5, 4, 4)
+    planes = token_planes(embedding, tokens(3), x)
     assert torch.equal(planes[:, :, 1], planes[:, :, 2])
     assert torch.equal(planes[:, :, 3], planes[:, :, 4])
-    assert torch.equal(planes[:, :, ::2], net._token_planes(tokens(3), x[:, :, :3]))
+    assert torch.equal(planes[:, :, ::2], token_planes(embedding, tokens(3), x[:, :, :3]))
     with pytest.raises(ValueError, match="3 frames of tokens for 4"):
-        net._token_planes(tokens(3), x[:, :, :4])
+        token_planes(embedding, tokens(3), x[:, :, :4])
+
+
+SHIPPED = Path(wd.__file__).parent / "weights" / "pico-decoder"
+
+
+@pytest.mark.skipif(not SHIPPED.is_dir(), reason="this build ships no token decoder")
+def test_the_shipped_decoder_turns_tokens_into_a_video():
+    pytest.importorskip("wfm_tokenizer")
+    video = wd.pico_token_decoder().decode(torch.zeros(1, 2, 4, 4, dtype=torch.long))
+    assert video.shape == (1, 3, 9, 64, 64)
+    assert video.abs().max() <= 1
 
 
 def test_what_does_not_fit_is_named():

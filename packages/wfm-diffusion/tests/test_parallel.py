@@ -28,7 +28,7 @@ def answers(net):
     loss = uncertain(error, net.log_variance(SIGMA))
     loss.backward()
     if net.parallel is not None:
-        net.parallel.add_gradients(net)
+        net.parallel.average_gradients(net)
     return guided, loss.detach(), {k: p.grad for k, p in net.named_parameters()}
 
 

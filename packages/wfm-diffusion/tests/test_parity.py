@@ -128,9 +128,9 @@ class Words:
         return text, text.ne(0).any(-1)
 
 
-def test_text2world_is_the_pipelines(monkeypatch):
+def their_parts(**changes):
+    """A tiny autoencoder, network, scheduler and a checker that lets all pass."""
     from diffusers import AutoencoderKLCosmos, EDMEulerScheduler
-    from diffusers.pipelines.cosmos import pipeline_cosmos_text2world as pipeline
 
     class Checker(torch.nn.Module):
         device, dtype = torch.device("cpu"), torch.float32
@@ -151,7 +151,6 @@ def test_text2world_is_the_pipelines(monkeypatch):
         latent_channels=16,
     ).eval()
     vae.register_to_config(latents_mean=None, latents_std=None)
-    theirs = their_network()
     scheduler = EDMEulerScheduler(
         sigma_min=0.002,
         sigma_max=80,
@@ -160,34 +159,96 @@ def test_text2world_is_the_pipelines(monkeypatch):
         prediction_type="epsilon",
         final_sigmas_type="sigma_min",
     )
-    pipe = pipeline.CosmosTextToWorldPipeline(None, None, theirs, vae, scheduler, Checker())
-    pipe.set_progress_bar_config(disable=True)
+    return None, None, their_network(**changes), vae, scheduler, Checker()
+
+
+CALL = {
+    "num_frames": 9,
+    "num_inference_steps": 6,
+    "guidance_scale": 3.0,
+    "fps": 24,
+    "output_type": "latent",
+    "height": 64,
+    "width": 32,
+}
+
+
+def texts():
     prompt, negative = randn(1, 12, 16, seed=1), randn(1, 12, 16, seed=2)
     prompt[:, 5:], negative[:, 8:] = 0, 0
-    sizes = {"height": 64, "width": 32}
-    video = pipe(
-        prompt_embeds=prompt,
-        negative_prompt_embeds=negative,
-        num_frames=9,
-        num_inference_steps=6,
-        guidance_scale=3.0,
-        fps=24,
-        generator=torch.Generator().manual_seed(5),
-        output_type="latent",
-        **sizes,
-    ).frames
-    world = wd.WorldModel(our_network(theirs), Pictures(vae), Words(a=prompt, b=negative))
+    return prompt, negative
+
+
+def sampled(pipe):
+    """The latents of a pipeline's call, with generator seed 5."""
+
+    def call(**inputs):
+        pipe.set_progress_bar_config(disable=True)
+        prompt, negative = texts()
+        generator = torch.Generator().manual_seed(5)
+        words = {"prompt_embeds": prompt, "negative_prompt_embeds": negative}
+        return pipe(**words, **CALL, **inputs, generator=generator).frames
+
+    return call
+
+
+def test_text2world_is_the_pipelines(monkeypatch):
+    from diffusers.pipelines.cosmos import pipeline_cosmos_text2world as pipeline
+
+    parts = their_parts()
+    video = sampled(pipeline.CosmosTextToWorldPipeline(*parts))()
+    prompt, negative = texts()
+    codec, words = Pictures(parts[3]), Words(a=prompt, b=negative)
+    world = wd.WorldModel(our_network(parts[2]), codec, words)
     seen = []
     monkeypatch.setattr(Pictures, "decode", lambda self, z: seen.append(z) or z[:, :3])
     world.text2world(
         ["a"],
         negative_prompt="b",
         frames=9,
+        height=64,
+        width=32,
         steps=6,
         guidance=3.0,
         sampler="euler",
         fps=24,
         seed=5,
-        **sizes,
     )
     torch.testing.assert_close(seen[0] * 0.5, video, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_video2world_is_the_pipelines_given_its_noise():
+    """Theirs draws noise for the given frame anew at every step and branch; so do we, here."""
+    from diffusers.pipelines.cosmos import pipeline_cosmos_video2world as pipeline
+
+    parts = their_parts(in_channels=17)
+    picture = randn(3, 64, 32, seed=7).clamp(-1, 1) * 0.5 + 0.5
+    pipe = pipeline.CosmosVideoToWorldPipeline(*parts)
+    theirs = sampled(pipe)(video=[(picture * 255).byte().permute(1, 2, 0).numpy()])
+
+    clip = pipe.video_processor.preprocess_video(
+        [(picture * 255).byte().permute(1, 2, 0).numpy()], 64, 32
+    )
+    clip = F.pad(clip, (0, 0, 0, 0, 0, 8))
+    kept = Pictures(parts[3]).encode(clip) * 0.5
+    given = torch.zeros_like(kept[:, :1])
+    given[:, :, 0] = 1
+    generator = torch.Generator().manual_seed(5)
+
+    def draw():
+        return torch.randn(kept.shape, generator=generator)
+
+    net, rate, sigma_given = our_network(parts[2]), torch.tensor([24.0]), torch.tensor([0.001])
+    start = draw()
+
+    def denoise(x, sigma):
+        clean = []
+        for text in texts():
+            shown = torch.where(given > 0, kept + 0.001 * draw(), x)
+            condition = {"text": text, "fps": rate, "given": given, "given_sigma": sigma_given}
+            clean.append(torch.where(given > 0, kept, net.denoise(shown, sigma, condition)))
+        return clean[0] + 3.0 * (clean[0] - clean[1])
+
+    ours = wd.SAMPLERS["euler"](denoise, start, 6)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from fakes import Codec, Text, network, randn
+from fakes import TINY, Codec, Text, network, randn
 from test_world import VIDEO, past, world
 
 import wfm_diffusion as wd
@@ -44,7 +44,7 @@ def test_a_world_takes_shortcuts_and_says_no_to_strange_ones():
         assert short.isfinite().all()
         assert not torch.equal(short, plain)
     found = Shortcuts.parse(["guidance-interval=0.3:10", "step-cache=0.1", "int8"])
-    assert found == Shortcuts((0.3, 10.0), 0.1, True)
+    assert found == Shortcuts((0.3, 10.0), 0.1, "int8")
     for word in ("int4", "step-cache=x", "guidance-interval=1", "guidance-interval=2:1"):
         with pytest.raises(ValueError, match="guidance"):
             Shortcuts.parse([word])
@@ -52,10 +52,19 @@ def test_a_world_takes_shortcuts_and_says_no_to_strange_ones():
         Shortcuts(step_cache=-1.0)
 
 
-def test_int8_blocks_are_loaded_by_name(tmp_path):
-    wd.save_network(network(), tmp_path / "m", card="card", world=VIDEO)
+@pytest.mark.parametrize(("stored", "off"), [("int8", 0.01), ("fp8", 0.04)])
+def test_quantised_blocks_are_loaded_by_name_and_near(tmp_path, stored, off):
+    wide = TINY.model_copy(update={"width": 64})
+    wd.save_network(network(wide), tmp_path / "m", card="card", world=VIDEO)
     parts = {"codec": Codec(), "text_encoder": Text()}
-    w = wd.load_world(tmp_path / "m", **parts, shortcuts=Shortcuts(int8=True))
+    w = wd.load_world(tmp_path / "m", **parts, shortcuts=Shortcuts(weights=stored))
+    exact, small = wd.load(tmp_path / "m"), w.net
+    layer = small.blocks[0].mlp.up
+    assert layer.weight.element_size() == 1
+    x, text = randn(1, 3, 2, 4, 4), randn(1, 4, 8, seed=1)
+    answers = [net.denoise(x, torch.ones(1), {"text": text}) for net in (exact, small)]
+    distance = (answers[1] - answers[0]).norm() / answers[0].norm()
+    assert 1e-4 < distance < off
     assert w.text2world(["a cube"], steps=2).isfinite().all()
 
 

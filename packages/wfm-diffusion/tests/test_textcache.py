@@ -6,7 +6,7 @@ from fakes import Text, network, randn
 
 import wfm_diffusion as wd
 from wfm_diffusion.budget import bytes_of
-from wfm_diffusion.int8 import Int8Linear, to_int8
+from wfm_diffusion.quantised import QuantisedLinear, quantise
 from wfm_diffusion.textcache import CachedTextEncoder
 
 
@@ -51,13 +51,13 @@ def test_a_damaged_file_is_made_anew_and_encoders_do_not_mix(tmp_path):
 def test_int8_weights_take_a_quarter_and_stay_near():
     linear = torch.nn.Linear(96, 40)
     x = randn(5, 96)
-    small = Int8Linear(linear)
+    small = QuantisedLinear(linear, "int8")
     assert bytes_of(small) < 0.3 * bytes_of(linear)
     error = (small(x) - linear(x)).abs().max() / linear(x).abs().max()
     assert 0 < error < 0.02
     net = network(wd.PRESETS["pico"].model_copy(update={"depth": 1}))
-    to_int8(net.blocks)
-    assert isinstance(net.blocks[0].mlp.up, Int8Linear)
+    quantise(net.blocks)
+    assert isinstance(net.blocks[0].mlp.up, QuantisedLinear)
     noisy, sigma = randn(1, 16, 2, 4, 4), torch.ones(1)
     exact = network(wd.PRESETS["pico"].model_copy(update={"depth": 1}))
     a, b = (n.denoise(noisy, sigma, {"text": randn(1, 4, 128)}) for n in (net, exact))

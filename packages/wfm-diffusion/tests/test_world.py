@@ -2,7 +2,7 @@ import logging
 
 import pytest
 import torch
-from fakes import TINY, Actions, Codec, Guard, Text, network, randn
+from fakes import TINY, Actions, Answer, Codec, Guard, Text, network, randn
 
 import wfm_diffusion as wd
 
@@ -164,6 +164,16 @@ def test_a_guard_refuses_prompts_and_redacts_videos():
         w.rollout(past(), frames=1, prompts=["bad"])
     video = w.text2world(["a cube"])
     assert torch.equal(video[..., 0, :], torch.full_like(video[..., 0, :], -1))
+
+
+def test_what_was_refused_is_said_once():
+    class Wordy(Guard):
+        def check_text(self, text, /):
+            return Answer(False, "prompt refused: weapons")
+
+    with pytest.raises(wd.Refused) as found:
+        world(guard=Wordy()).text2world(["a cube"])
+    assert str(found.value) == "prompt refused: weapons"
 
 
 def test_a_guard_refuses_frames_that_come_in():

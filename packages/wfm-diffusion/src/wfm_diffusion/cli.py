@@ -78,6 +78,14 @@ def add_training(commands: Subcommands) -> None:
     text_encoder.add_argument("--seed", type=int, default=0)
     add_lazy(text_encoder, "train_text")
 
+    scoring = commands.add_parser("evaluate", help="score video2world on held-out clips")
+    scoring.add_argument("clips", help="folder of videos, or module:callable[=ARGUMENT]")
+    scoring.add_argument("-o", "--out", type=Path, help="JSON file to write")
+    scoring.add_argument("--past", type=int, help="frames to look back at (default: all it can)")
+    add_dials(scoring)
+    scoring.set_defaults(frames=16)
+    add_lazy(scoring, "evaluate_world", ".commands_evaluate")
+
 
 def add_tools(commands: Subcommands) -> None:
     conversion = commands.add_parser("convert", help="write a checkpoint in another layout")
@@ -137,8 +145,9 @@ def add_dials(parser: argparse.ArgumentParser) -> None:
         "--shortcut",
         action="append",
         default=[],
-        help="not exact: guidance-interval=LOW:HIGH, step-cache=X, int8",
+        help="not exact: guidance-interval=LOW:HIGH, step-cache=X, int8, fp8",
     )
+    parser.add_argument("--compile", action="store_true", help="torch.compile the blocks")
 
 
 def add_handover(parser: argparse.ArgumentParser) -> None:

@@ -11,29 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 
 from . import __version__
 from .checkpoint import find_source, load, read_network, replacing, save_network
+from .compiling import compile_blocks
 from .config import TrainConfig
 from .console import DONE, REFUSED, choose_device
 from .export import save_diffusers
 from .guards import Refused, find_guards
 from .latents import fingerprint_of, fit
+from .loading import load_world
 from .samplers import Progress
 from .settings import load_settings
 from .shortcuts import Shortcuts
 from .text import train_text_encoder
 from .training import train
 from .upsample import PromptUpsampler
-from .video import read_video, to_frames, to_model, write_video
-from .world import WorldModel, load_world
+from .video import read_video, to_frames, to_model, write_sheet, write_video
+from .world import WorldModel
 
 logger = logging.getLogger(__name__)
-SHEET_FRAMES = 8
 
 
 def text2world(args: argparse.Namespace) -> int:
@@ -163,12 +162,12 @@ def refusals(command: str) -> Generator[None, None, None]:
     try:
         yield
     except Refused as e:
-        sys.stderr.write(f"wfm-diffusion {command}: refused: {e}\n")
+        sys.stderr.write(f"wfm-diffusion {command}: {e}\n")
 
 
 def open_world(args: argparse.Namespace) -> WorldModel:
     """Load the model and its parts, with the guards that are wanted."""
-    return load_world(
+    world = load_world(
         args.model,
         codec=args.codec,
         text_encoder=args.text_encoder,
@@ -176,6 +175,9 @@ def open_world(args: argparse.Namespace) -> WorldModel:
         device=choose_device(args.device),
         shortcuts=Shortcuts.parse(args.shortcut),
     )
+    if args.compile:
+        compile_blocks(world.net)
+    return world
 
 
 def generate(
@@ -240,7 +242,7 @@ def write_world(out: Path, frames: UInt8[Tensor, "t 3 h w"], facts: dict[str, An
     write_video(out, frames, facts["fps"])
     with replacing(out.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(facts, indent=2) + "\n")
-    write_sheet(sheet, frames)
+    write_sheet(sheet, [frames])
     return f"wrote {out}: {len(frames)} frames at {facts['fps']:g} Hz"
 
 
@@ -257,25 +259,13 @@ def check_writable(out: Path) -> None:
         pass
 
 
-def write_sheet(path: Path, frames: UInt8[Tensor, "t 3 h w"]) -> None:
-    """Write up to eight frames, evenly spaced, side by side, small ones enlarged."""
-    count = min(SHEET_FRAMES, len(frames))
-    chosen = torch.linspace(0, len(frames) - 1, count).round().long()
-    row = rearrange(frames[chosen].cpu(), "t c h w -> h (t w) c").numpy()
-    image = Image.fromarray(row)
-    factor = max(1, 128 // frames.shape[-2])
-    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    with replacing(path) as partial:
-        image.save(partial, format="PNG")
-
-
-def bar(quiet: bool) -> Progress | None:
+def bar(quiet: bool, what: str = "denoising") -> Progress | None:
     """Return a progress bar on stderr, if that is a terminal."""
     if quiet or not sys.stderr.isatty():
         return None
     from tqdm import tqdm
 
-    shown = tqdm(desc="denoising", file=sys.stderr)
+    shown = tqdm(desc=what, file=sys.stderr)
 
     def move(done: int, total: int) -> None:
         shown.total = total

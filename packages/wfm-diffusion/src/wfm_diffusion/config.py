@@ -132,8 +132,20 @@ class WorldSettings(BaseModel):
     given_sigma: float = Field(0.001, ge=0, description="noise on given frames, as in training")
 
 
+class Shape(BaseModel):
+    """A size to train at. Of the sizes of one stage a clip is fitted to that nearest in aspect."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    frames: int = Field(17, gt=0)
+    height: int = Field(64, gt=0)
+    width: int = Field(64, gt=0)
+    batch: int | None = Field(None, gt=0, description="samples; default: the run's")
+    start: int = Field(0, ge=0, description="first step of the stage that this size is part of")
+
+
 class TrainConfig(BaseModel):
-    """One training run: text2world and video2world at once, on one device."""
+    """One training run: text2world and video2world at once, on any number of devices."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -145,7 +157,11 @@ class TrainConfig(BaseModel):
     )
     text_encoder: str | None = Field("pico", description="name or module:callable[=ARGUMENT]")
     model: DiffusionConfig = Field(PRESETS["pico"], description="a preset's name, or its fields")
-    init: str | None = Field(None, description="start from this network instead of at random")
+    init: str | None = Field(
+        None,
+        description="start from this network instead of at random; its sizes win over the model's,"
+        " but it learns to take given frames if the model does",
+    )
     latents: Literal["video", "image"] = Field(
         "video", description="image: each frame encoded alone, one latent frame each"
     )
@@ -153,6 +169,9 @@ class TrainConfig(BaseModel):
     stride: int | None = Field(None, gt=0, description="frames between samples; default: frames")
     height: int = Field(64, gt=0)
     width: int = Field(64, gt=0)
+    shapes: tuple[Shape, ...] = Field(
+        (), description="several sizes, or stages of them, instead of frames, height and width"
+    )
     cache: str | None = Field(None, description="latents on disk; default: OUT/latents.safetensors")
 
     steps: int = Field(6000, gt=0)
@@ -179,14 +198,31 @@ class TrainConfig(BaseModel):
     sampler: Literal["res2ab", "euler", "nvidia"] = Field("res2ab", description="likewise")
 
     validate_every: int = Field(500, gt=0)
+    sample_every: int = Field(1000, ge=0, description="steps between pictures; 0: none")
     save_every: int = Field(250, gt=0)
     log_every: int = Field(10, gt=0)
     seed: int = 0
     device: str = "cpu"
+    context_parallel: int = Field(1, gt=0, description="processes that share the tokens of a clip")
     recompute: bool = Field(False, description="compute activations twice, keep few; same result")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of matrix products in training; the weights stay float32"
     )
+
+    @property
+    def sizes(self) -> tuple[Shape, ...]:
+        """The sizes to train at, those of the last stage last."""
+        if self.shapes:
+            return self.shapes
+        return (Shape(frames=self.frames, height=self.height, width=self.width),)
+
+    @field_validator("shapes")
+    @classmethod
+    def _stages_in_order(cls, shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
+        starts = [shape.start for shape in shapes]
+        if shapes and (starts[0] or starts != sorted(starts)):
+            raise ValueError(f"stages start at {starts}; wanted 0 first, and none before another")
+        return shapes
 
     @field_validator("model", mode="before")
     @classmethod

@@ -5,17 +5,14 @@ sees the embedded tokens as further input channels.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from .checkpoint import load
 from .config import WorldSettings
 from .guidance import Condition, Guided
 from .interfaces import LatentCodec, TextEncoder
-from .references import resolve
 from .samplers import Denoise, nvidia
 from .transformer import DiffusionTransformer
 from .world import check_codec
@@ -139,27 +136,3 @@ def hat(length: int) -> Float[Tensor, " n"]:
     """Return weights that rise to the middle and fall again: 1, 2, ..., 2, 1."""
     place = torch.arange(length)
     return torch.minimum(place + 1, length - place).float()
-
-
-def load_decoder(source: str | Path, *, device: str = "cpu") -> DiffusionDecoder:
-    """Load a decoder with the codec and the text encoder that its ``world.json`` names.
-
-    Usable as a reference: ``wfm_diffusion:load_decoder=FOLDER``.
-
-    Raises:
-        FileNotFoundError: there is no such model.
-        ValueError: no token network, or a part that is not installed or not the one trained with.
-    """
-    net = load(source, device=device)
-    settings = net.world or WorldSettings()
-    if not settings.codec:
-        raise ValueError(f"{source}: has no world.json that names a codec")
-    codec = resolve(settings.codec, "wfm.codecs")
-    if not isinstance(codec, LatentCodec):
-        raise ValueError(f"{settings.codec}: gives a {type(codec).__name__}, not a LatentCodec")
-    encoder = None
-    if settings.text_encoder:
-        encoder = resolve(settings.text_encoder, "wfm.text_encoders")
-        if not isinstance(encoder, TextEncoder):
-            raise ValueError(f"{settings.text_encoder}: is no TextEncoder")
-    return DiffusionDecoder(net, codec, encoder)

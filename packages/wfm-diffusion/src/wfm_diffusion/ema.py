@@ -1,10 +1,13 @@
 """Exponential moving averages of weights, plain or with EDM2's power profile."""
 
-from collections.abc import Mapping
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .processes import local
 
 
 def power_gamma(length: float) -> float:
@@ -21,20 +24,35 @@ class Ema:
 
     def __init__(self, module: nn.Module, *, length: float, decay: float | None) -> None:
         self.decay, self.gamma = decay, power_gamma(length)
-        self.names = [name for name, _ in module.named_parameters()]
-        self.shadow = [p.detach().clone() for p in module.parameters()]
+        self.weights = dict(module.named_parameters())
+        self.shadow = {name: p.detach().clone() for name, p in self.weights.items()}
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Follow the weights after training step ``step``, counted from 0."""
         keep = self.decay
         if keep is None:
             keep = 0.0 if step == 0 else (1 - 1 / (step + 1)) ** (self.gamma + 1)
-        torch._foreach_lerp_(self.shadow, [p.detach() for p in module.parameters()], 1 - keep)
+        shadow, weights = self._parts()
+        torch._foreach_lerp_(shadow, weights, 1 - keep)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return dict(zip(self.names, self.shadow, strict=True))
+    @contextmanager
+    def in_place(self) -> Generator[None]:
+        """Let the module have the averages for its weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name, shadow in zip(self.names, self.shadow, strict=True):
-            shadow.copy_(state[name])
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for average, weight in zip(*self._parts(), strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+    def _parts(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what this process holds of the averages, and of the weights."""
+        averages = [local(x) for x in self.shadow.values()]
+        return averages, [local(p.detach()) for p in self.weights.values()]

@@ -1,6 +1,7 @@
 """Guards at the door: what goes in and what comes out is checked, and never silently unchecked."""
 
 import logging
+import re
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 
@@ -12,6 +13,8 @@ from .references import resolve
 
 logger = logging.getLogger(__name__)
 GROUP = "wfm.guards"
+STAGE = re.compile(r"^[\w ]+ refused: ")
+"""How a guard's own reason may begin; what was refused is said here, once."""
 
 
 class Refused(Exception):
@@ -42,7 +45,8 @@ class Guards:
 def _insist(what: str, verdict: object) -> None:
     """Raise unless the verdict says safe; one that does not say so is not."""
     if getattr(verdict, "safe", False) is not True:
-        raise Refused(f"{what} refused: {getattr(verdict, 'reason', '') or 'no reason given'}")
+        reason = str(getattr(verdict, "reason", "") or "no reason given")
+        raise Refused(f"{what} refused: {STAGE.sub('', reason)}")
 
 
 def find_guards(choice: str) -> list[object]:

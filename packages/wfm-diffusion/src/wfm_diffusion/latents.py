@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .checkpoint import write_weights
-from .config import TrainConfig
+from .config import Shape, TrainConfig
 from .interfaces import (
     ClipDataset,
     DiscreteCodec,
@@ -45,9 +46,8 @@ class Latents:
     embeddings: Float[Tensor, "m k d"]
     tokens: Int[Tensor, "_ tl hl wl"] = field(default_factory=lambda: torch.zeros(0, 0, 0, 0).int())
 
-    def split(self, held_out: float) -> tuple[Tensor, Tensor]:
-        """Return the samples to train on and those of the held-out clips, spread evenly."""
-        clips = int(self.clip.max()) + 1
+    def split(self, held_out: float, clips: int) -> tuple[Tensor, Tensor]:
+        """Return the samples to train on and those of the held-out clips, evenly spread."""
         count = round(clips * held_out)
         if not count:
             return torch.arange(len(self.clip)), torch.arange(0)
@@ -152,12 +152,21 @@ def decode_video(
     return rearrange(frames, "(b t) c 1 h w -> b c t h w", b=len(latents))
 
 
-def windows(clips: ClipDataset, config: TrainConfig) -> Iterator[tuple[int, LabelledClip, int]]:
-    """Yield (number of the clip, clip, first frame) of every sample."""
-    stride = config.stride or config.frames
+def nearest(frames: UInt8[Tensor, "t 3 h w"], shapes: Sequence[Shape]) -> Shape:
+    """Return the shape whose aspect ratio is nearest to that of the frames."""
+    h, w = frames.shape[-2:]
+    return min(shapes, key=lambda shape: abs(math.log(h * shape.width / (w * shape.height))))
+
+
+def windows(
+    clips: ClipDataset, shape: Shape, peers: Sequence[Shape], stride: int | None
+) -> Iterator[tuple[int, LabelledClip, int]]:
+    """Yield (number of the clip, clip, first frame) of every sample of a shape."""
     for number in range(len(clips)):
         clip = clips[number]
-        for start in range(0, len(clip) - config.frames + 1, stride):
+        if len(peers) > 1 and nearest(clip.read(0, 1), peers) != shape:
+            continue
+        for start in range(0, len(clip) - shape.frames + 1, stride or shape.frames):
             yield number, clip, start
 
 
@@ -180,8 +189,10 @@ def prepare(
     codec: LatentCodec,
     encoder: TextEncoder | None,
     token_codec: DiscreteCodec | None = None,
-) -> Latents:
-    """Return the latents and embeddings of all clips, from the cache if that is of these parts.
+) -> list[Latents]:
+    """Return the latents and embeddings of all clips, for each of ``config.sizes``.
+
+    They are read from the cache if that is of these parts.
 
     Raises:
         ValueError: no clip is long enough, or the codec does not fit the network.
@@ -201,17 +212,40 @@ def prepare(
             f"{config.token_codec} makes {token_codec.vocab_size} kinds of tokens, the network"
             f" takes {config.model.token_vocab}"
         )
-    fields = config.model_dump(include={"clips", "latents", "frames", "stride", "height", "width"})
-    made_of = [fields, len(clips), fingerprint_of(codec), text_fingerprint(encoder)]
-    made_of += [fingerprint_of(token_codec)] if token_codec is not None else []
-    key = json.dumps(made_of, sort_keys=True)
-    path = Path(config.cache or Path(config.out) / "latents.safetensors")
-    found = read_cache(path, key)
-    if found is None:
-        found = encode_clips(clips, config, codec, encoder, token_codec)
-        write_weights(path, vars(found), metadata={"of": key})
-        logger.info("encoded %d samples of %d clips to %s", len(found.latents), len(clips), path)
+    made_by: list[object] = [len(clips), fingerprint_of(codec), text_fingerprint(encoder)]
+    made_by += [fingerprint_of(token_codec)] if token_codec is not None else []
+    found = []
+    for shape in config.sizes:
+        path, of = cache_of(config, shape)
+        key = json.dumps([of, *made_by], sort_keys=True)
+        data = read_cache(path, key)
+        if data is None:
+            data = encode_clips(clips, shape, config, codec, encoder, token_codec)
+            write_weights(path, vars(data), metadata={"of": key})
+            logger.info("encoded %d samples to %s", len(data.latents), path)
+        size = tuple(data.latents.shape[2:])
+        if any(n > m for n, m in zip(size, config.model.max_size, strict=True)):
+            most = config.model.max_size
+            raise ValueError(f"{shape}: latents of {size}; the network takes up to {most}")
+        found.append(data)
     return found
+
+
+def cache_of(config: TrainConfig, shape: Shape) -> tuple[Path, dict[str, object]]:
+    """Return where the latents of a shape are kept, and what of the settings they depend on."""
+    path = Path(config.cache or Path(config.out) / "latents.safetensors")
+    of: dict[str, object] = shape.model_dump(include={"frames", "height", "width"})
+    of |= config.model_dump(include={"clips", "latents", "stride"})
+    if config.shapes:
+        path = path.with_stem(f"{path.stem}-{shape.frames}x{shape.height}x{shape.width}")
+    if len(peers := peers_of(config, shape)) > 1:
+        of["peers"] = [(x.frames, x.height, x.width) for x in peers]
+    return path, of
+
+
+def peers_of(config: TrainConfig, shape: Shape) -> list[Shape]:
+    """Return the shapes of a stage."""
+    return [other for other in config.sizes if other.start == shape.start]
 
 
 def read_cache(path: Path, key: str) -> Latents | None:
@@ -227,6 +261,7 @@ def read_cache(path: Path, key: str) -> Latents | None:
 @torch.no_grad()
 def encode_clips(
     clips: ClipDataset,
+    shape: Shape,
     config: TrainConfig,
     codec: LatentCodec,
     encoder: TextEncoder | None,
@@ -243,9 +278,9 @@ def encode_clips(
             tokens.append(token_codec.encode(video).int())
         waiting.clear()
 
-    for number, clip, start in windows(clips, config):
-        frames = fit(clip.read(start, start + config.frames), config.height, config.width)
-        waiting.append(frames)
+    for number, clip, start in windows(clips, shape, peers_of(config, shape), config.stride):
+        frames = clip.read(start, start + shape.frames)
+        waiting.append(fit(frames, shape.height, shape.width))
         fps.append(clip.fps)
         numbers.append(number)
         texts.append(captions.setdefault(clip.caption, len(captions)))
@@ -254,7 +289,8 @@ def encode_clips(
     if waiting:
         encode()
     if not latents:
-        raise ValueError(f"{config.clips}: no clip has {config.frames} frames")
+        size = f"{shape.height}x{shape.width}"
+        raise ValueError(f"{config.clips}: no clip has {shape.frames} frames to show at {size}")
     return Latents(
         latents=torch.cat(latents),
         fps=torch.tensor(fps, dtype=torch.float32),

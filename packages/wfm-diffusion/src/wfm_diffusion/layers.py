@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -248,6 +248,32 @@ def add_ports(
     frames = max(embedding.shape[1], shared.shape[1])
     rows = max(len(embedding), len(shared))
     return embedding.expand(rows, frames, -1), shared.expand(rows, frames, -1)
+
+
+def token_planes(
+    embedding: nn.Embedding,
+    tokens: Int64[Tensor, "b tl hl wl"] | None,
+    x: Float[Tensor, "b c t h w"],
+) -> Float[Tensor, "b k t h w"]:
+    """Look tokens up and enlarge them, frame by frame, to the size of the latents ``x``.
+
+    Where a token frame stands for several latent frames each of these sees it: latents and
+    tokens are causal, their first frame is that of an image.
+
+    Raises:
+        ValueError: no tokens, or a number of frames that does not go with that of the latents.
+    """
+    if tokens is None:
+        raise ValueError("this network decodes tokens: give it the condition 'tokens'")
+    t, tl = x.shape[2], tokens.shape[1]
+    if (t - 1) % max(1, tl - 1) or (tl == 1) != (t == 1):
+        raise ValueError(f"{tl} frames of tokens for {t} of latents; wanted 1 + n for 1 + k n")
+    ratio = (t - 1) // max(1, tl - 1)
+    frames = rearrange(embedding(tokens), "b t h w c -> (b t) c h w")
+    frames = F.interpolate(frames.float(), size=x.shape[-2:], mode="bilinear").to(x.dtype)
+    planes = rearrange(frames, "(b t) c h w -> b c t h w", b=len(x))
+    later = planes[:, :, 1:].repeat_interleave(ratio, dim=2)
+    return torch.cat([planes[:, :, :1], later], dim=2)
 
 
 def per_frame(x: Tensor) -> Float[Tensor, "b f d"]:

@@ -11,17 +11,33 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .config import DiffusionConfig
+
 
 class ContextParallel:
     """The processes that share the tokens of a clip; ``group`` None is all of them.
 
     Every process calls the network with the same inputs and gets the same, whole answer. In
-    training the gradients are then shares, to be added up by :meth:`add_gradients`.
+    training each weight's gradient is then the mean of what the processes have, as FSDP takes
+    it, or :meth:`average_gradients`.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.group = group
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
+
+    def checked(self, config: DiffusionConfig) -> "ContextParallel":
+        """Return self, if a network of these sizes can be shared.
+
+        Raises:
+            ValueError: heads that do not divide, or several cameras.
+        """
+        if config.num_heads % self.size or config.views:
+            raise ValueError(
+                f"{config.num_heads} heads and {config.views} cameras do not divide over"
+                f" {self.size} processes"
+            )
+        return self
 
     def share(self, x: Tensor, dim: int = 1) -> Tensor:
         """Return this process's part of the tokens.
@@ -47,14 +63,12 @@ class ContextParallel:
         parts = rearrange(x, "b (p n) k d -> p b n k d", p=self.size)
         return rearrange(_Swap.apply(parts, self.group), "p b n k d -> b n (p k) d")
 
-    def add_gradients(self, net: nn.Module) -> None:
-        """Turn shares of gradients into gradients: the same on every process.
-
-        The loss weight's own parameters see no tokens: every process has their whole gradient.
-        """
-        for name, parameter in net.named_parameters():
-            if parameter.grad is not None and not name.startswith("uncertainty."):
+    def average_gradients(self, net: nn.Module) -> None:
+        """Turn every process's gradients into those of one process."""
+        for parameter in net.parameters():
+            if parameter.grad is not None:
                 dist.all_reduce(parameter.grad, group=self.group)
+                parameter.grad /= self.size
 
 
 class _Swap(torch.autograd.Function):
@@ -73,7 +87,11 @@ class _Swap(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """All parts in order; each process takes its own part of the gradient."""
+    """All parts in order; each process takes its own part of the gradient, times their number.
+
+    So the mean over the processes is the gradient of a weight, whether it sees some tokens in
+    each of them or, as the loss weight's, every process computes all of it.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, parallel: ContextParallel) -> Tensor:
@@ -84,4 +102,4 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.parallel.share(grads[0]).contiguous(), None
+        return ctx.parallel.share(grads[0]) * ctx.parallel.size, None

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .edm import scalings
+from .quantised import Stored
 
 Denoise = Callable[[Float[Tensor, "b c t h w"], Float[Tensor, " b"]], Float[Tensor, "b c t h w"]]
 
@@ -20,8 +21,8 @@ class Shortcuts:
     ``guidance_interval``: noise levels between which guidance is applied; outside, the network
     sees one branch (Kynkaanniemi et al. 2024, arXiv 2404.07724). ``step_cache``: the network's
     last answer is used again until, changing as fast as it last did, it would be off by this
-    much, relatively (after TeaCache, arXiv 2411.19108). ``int8``: the blocks' weights are
-    stored as int8.
+    much, relatively (after TeaCache, arXiv 2411.19108). ``weights``: the blocks' weights are
+    stored as int8 or fp8.
 
     Raises:
         ValueError: an interval that is none, or a negative threshold.
@@ -29,7 +30,7 @@ class Shortcuts:
 
     guidance_interval: tuple[float, float] | None = None
     step_cache: float = 0.0
-    int8: bool = False
+    weights: Stored | None = None
 
     def __post_init__(self) -> None:
         if self.guidance_interval is not None:
@@ -45,7 +46,7 @@ class Shortcuts:
 
     @classmethod
     def parse(cls, words: list[str]) -> "Shortcuts":
-        """Read ``guidance-interval=0.3:10``, ``step-cache=0.1``, ``int8``.
+        """Read ``guidance-interval=0.3:10``, ``step-cache=0.1``, ``int8`` or ``fp8``.
 
         Raises:
             ValueError: something else.
@@ -59,12 +60,12 @@ class Shortcuts:
                     found["guidance_interval"] = (low, high)
                 elif name == "step-cache":
                     found["step_cache"] = float(value)
-                elif name == "int8" and not value:
-                    found["int8"] = True
+                elif name in ("int8", "fp8") and not value:
+                    found["weights"] = name
                 else:
                     raise ValueError
             except ValueError as e:
-                known = "guidance-interval=LOW:HIGH, step-cache=X, int8"
+                known = "guidance-interval=LOW:HIGH, step-cache=X, int8, fp8"
                 raise ValueError(f"--shortcut {word}: there are {known}") from e
         return cls(**found)  # ty: ignore[invalid-argument-type]
 

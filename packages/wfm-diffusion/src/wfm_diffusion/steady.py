@@ -36,7 +36,7 @@ class Words:
         self, attention: Hashable, make: Callable[[Tensor], KeysValues], rows: int
     ) -> KeysValues:
         """Return what ``attention`` makes of the first ``rows`` texts, from memory if it can."""
-        if self.known is None:
+        if self.known is None or torch.compiler.is_compiling():
             return make(self.slots[:rows])
         if attention not in self.known:
             self.known[attention] = make(self.slots[:rows])

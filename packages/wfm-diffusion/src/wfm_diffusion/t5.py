@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .int8 import to_int8
+from .quantised import quantise
 
 INSTALL = 'the T5 text encoder needs: pip install "wfm-diffusion[t5]"'
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -66,7 +66,7 @@ class T5TextEncoder:
         dtype = torch.float32 if self.precision == "float32" else torch.bfloat16
         model = self._library.T5EncoderModel.from_pretrained(self.name, torch_dtype=dtype)
         if self.precision == "int8":
-            to_int8(model)
+            quantise(model)
         return model.to("cpu" if self.offload else self.device).eval()
 
     @torch.no_grad()

@@ -1,59 +1,45 @@
 """Train a network on clips: EDM with learned uncertainty, text2world and video2world at once.
 
 arXiv 2501.03575, section 5.1.3. Everything a step draws follows from the seed and the step's
-number, so that a run that was cut off and resumed ends with the same bits.
+number, so that a run that was cut off and resumed ends with the same bits; and of any number of
+processes each draws its part of what one would, so that they learn the same.
 """
 
-import copy
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from einops import repeat
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor
 
-from .checkpoint import load, save_network, write_weights
-from .config import TrainConfig, WorldSettings
-from .edm import draw_sigma, edm_error, uncertain
+from .batches import Batch, Batches
+from .cards import describe_world, write_card
+from .checkpoint import find_source, load, read_config, save_network
+from .config import DiffusionConfig, TrainConfig
+from .edm import edm_error, uncertain
 from .ema import Ema
 from .interfaces import DiscreteCodec, LatentCodec, TextEncoder
-from .latents import Latents, fingerprint_of, open_clips, prepare
-from .muon import Muon
+from .latents import Latents, decode_video, open_clips, prepare
 from .precision import computing_in
+from .processes import Processes, ShardedMuon, gathered, launched
 from .references import resolve
+from .runstate import load_state, newest, read_facts, save_state, state_of
 from .transformer import DiffusionTransformer
+from .validation import sample_rows, validation_error
+from .video import to_frames, write_sheet
 
 logger = logging.getLogger(__name__)
 Log = Callable[[int, Mapping[str, float]], None]
 
-BUCKETS = (0.1, 0.4, 1.6, 6.4, 25.6)
-"""Noise levels at which the validation error is measured."""
-VALIDATED_AT_MOST = 32
-_MAY_CHANGE = {"out", "cache", "validate_every", "save_every", "log_every", "device", "recompute"}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one step needs, in the network's units: latents of standard deviation sigma_data."""
-
-    clean: Float[Tensor, "b c t h w"]
-    sigma: Float[Tensor, " b"]
-    noise: Float[Tensor, "b c t h w"]
-    given_noise: Float[Tensor, "b c t h w"]
-    condition: dict[str, Tensor]
-
-    def to(self, device: str) -> "Batch":
-        condition = {key: value.to(device) for key, value in self.condition.items()}
-        tensors = (self.clean, self.sigma, self.noise, self.given_noise)
-        return Batch(*(x.to(device) for x in tensors), condition)
+_MAY_CHANGE = {
+    "out", "cache", "validate_every", "sample_every", "save_every", "log_every", "device",
+    "recompute", "context_parallel",
+}  # fmt: skip
 
 
 def train(
@@ -67,15 +53,16 @@ def train(
 ) -> Path:
     """Train, and return the folder ``OUT/model``: a world model of averaged float16 weights.
 
-    Codecs and text encoder are those that the config names, unless they are passed.
-    ``OUT`` also gets ``metrics.jsonl``, ``config.json``, ``latents.safetensors`` and the newest
-    ``checkpoint.safetensors``, from which ``resume`` goes on.
+    Codecs and text encoder are those that the config names, unless they are passed. Under
+    torchrun all processes train together. ``OUT`` also gets ``metrics.jsonl``, ``config.json``,
+    ``latents.safetensors``, ``samples/STEP.png`` (four clips: as they are, from their text, after
+    their first frame) and the newest checkpoint, from which ``resume`` goes on.
 
     Raises:
         ValueError: settings or parts that do not fit; OUT holds a run and ``resume`` is False.
     """
     out = Path(config.out)
-    if (out / "checkpoint.safetensors").is_file() and not resume:
+    if newest(out) is not None and not resume:
         raise ValueError(f"{out}: holds a run already; resume it, or choose another folder")
     clips = open_clips(config.clips)
     if codec is None:
@@ -84,47 +71,90 @@ def train(
         text_encoder = cast(TextEncoder, resolve(config.text_encoder, "wfm.text_encoders"))
     if token_codec is None and config.token_codec is not None:
         token_codec = cast(DiscreteCodec, resolve(config.token_codec, "wfm.codecs"))
-    out.mkdir(parents=True, exist_ok=True)
-    data = prepare(clips, config, codec, text_encoder, token_codec)
-    (out / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
-    run = Run(config, data, log)
-    run.resume(out / "checkpoint.safetensors")
-    run.to_the_end()
-    net = run.averaged()
-    world = describe_world(config, data, codec, token_codec)
-    save_network(net, out / "model", card=write_card(config, net, run.last_validation), world=world)
+    config = config.model_copy(update={"model": sizes_of(config)})
+    with launched(config.device, config.context_parallel) as (processes, device):
+        config = config.model_copy(update={"device": device})
+        out.mkdir(parents=True, exist_ok=True)
+        with processes.first_alone():
+            data = prepare(clips, config, codec, text_encoder, token_codec)
+            if processes.first:
+                (out / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+        run = Run(config, data, log, codec=codec, processes=processes)
+        run.resume()
+        run.to_the_end()
+        net = run.averaged()
+        if processes.first:
+            world = describe_world(config, data[-1], codec, token_codec)
+            weights = sum(p.numel() for p in net.parameters())
+            card = write_card(config, weights, run.last_validation)
+            save_network(net, out / "model", card=card, world=world)
+        processes.wait()
     return out / "model"
 
 
 class Run:
-    """A training run's state, and its loop."""
+    """A training run's state, and its loop. ``data`` has one entry for each of config.sizes.
 
-    def __init__(self, config: TrainConfig, data: Latents, log: Log | None = None) -> None:
-        self.config, self.data, self.log = config, data, log
+    Pictures of samples need a ``codec``.
+
+    Raises:
+        ValueError: a batch that the processes cannot share.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Sequence[Latents],
+        log: Log | None = None,
+        *,
+        codec: LatentCodec | None = None,
+        processes: Processes | None = None,
+    ) -> None:
+        self.config, self.data, self.log, self.codec = config, data, log, codec
+        self.processes = processes or Processes()
+        groups = self.processes.count // self.processes.context
+        for size in config.sizes:
+            if (size.batch or config.batch) % groups:
+                raise ValueError(
+                    f"{size.batch or config.batch} samples do not divide over {groups} processes"
+                )
+        self.batches = Batches(config, data)
         self.net = new_network(config).to(config.device).train()
         self.net.recompute = config.recompute
+        self.whole = self.processes.spread(self.net)
+        self.parallel = self.net.parallel
         self.ema = Ema(self.net, length=config.ema_length, decay=config.ema_decay)
         self.optimizer = new_optimizer(self.net, config)
         self.step = 0
-        self.to_train, self.to_validate = data.split(config.held_out)
         self.metrics = Path(config.out) / "metrics.jsonl"
         self.last_validation: dict[str, float] = {}
 
     def to_the_end(self) -> None:
         """Train up to the last step, with metrics, validation and checkpoints on the way."""
         config = self.config
-        start = time.monotonic()
-        first = self.step
+        start, first = time.monotonic(), self.step
         while self.step < config.steps:
             numbers = self.one_step()
             self.step += 1
-            if self.step % config.log_every == 0 or self.step == config.steps:
+            if self._is_due(config.log_every):
                 seconds = (time.monotonic() - start) / (self.step - first)
-                self.record({**numbers, "seconds_per_step": seconds})
-            if self.step % config.validate_every == 0 or self.step == config.steps:
+                self.record({**self._mean(numbers), "seconds_per_step": seconds})
+            if self._is_due(config.validate_every):
                 self.validate()
-            if self.step % config.save_every == 0 or self.step == config.steps:
+            if config.sample_every and self._is_due(config.sample_every):
+                self.show_samples()
+            if self._is_due(config.save_every):
                 self.save()
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _mean(self, numbers: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
+        """Return the means over all processes."""
+        *sums, total = self.processes.add_up(
+            [*(x * weight for x in numbers.values()), float(weight)]
+        )
+        return {name: x / total for name, x in zip(numbers, sums, strict=True)}
 
     def one_step(self) -> dict[str, float]:
         """Update the weights by one batch."""
@@ -132,46 +162,63 @@ class Run:
         rate = learning_rate(config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        generator = torch.Generator().manual_seed(config.seed * 2**32 + self.step)
-        batch = draw_batch(self.data, self.to_train, config, generator).to(config.device)
-        with computing_in(config.precision, config.device):
-            error = edm_error(
-                self.net,
-                batch.clean,
-                batch.sigma,
-                batch.noise,
-                batch.condition,
-                given_noise=batch.given_noise,
-            )
-        loss = uncertain(error, self.net.log_variance(batch.sigma))
+        batch = self.batches.at(self.step, self.processes.share).to(config.device)
+        # A single frame is too little to share: every process then has all of it.
+        self.net.parallel = self.parallel if batch.clean.shape[2] > 1 else None
+        loss, error = self.whole(objective, batch, config)
+        self.net.parallel = self.parallel
         self.optimizer.zero_grad()
         with computing_in("float32", config.device):  # the kernels of the forward pass, if again
             loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm)
+        norm = gathered(torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm))
         if torch.isfinite(norm):
             self.optimizer.step()
         else:
             logger.warning("step %d: gradient is not finite, skipped", self.step)
-        self.ema.update(self.net, self.step)
-        error, loss = error.detach().mean(), loss.detach()
+        self.ema.update(self.step)
+        error, loss = error.detach(), loss.detach()
         return {"loss": float(loss), "error": float(error), "grad_norm": float(norm), "rate": rate}
 
     def averaged(self) -> DiffusionTransformer:
-        """Return a copy of the network with the averaged weights."""
-        net = copy.deepcopy(self.net)
-        net.load_state_dict(self.ema.state_dict(), strict=False)
+        """Return a network of the averaged weights, whole; all processes must ask."""
+        with self.ema.in_place():
+            state = {name: gathered(x).clone() for name, x in self.net.state_dict().items()}
+        with torch.device("meta"):
+            net = DiffusionTransformer(self.net.config)
+        net.load_state_dict(state, assign=True)
         return net.eval()
 
     def validate(self) -> None:
-        """Measure the error at fixed noise levels and fixed noise on the held-out clips."""
-        if not len(self.to_validate):
+        """Measure the averaged weights at fixed noise on held-out clips of the last stage."""
+        data, pool = self.data[-1], self.batches.held_out[-1]
+        if not len(pool):
             return
-        found = validation_error(self.averaged(), self.data, self.to_validate, self.config)
+        with self.ema.in_place():
+            found, count = self.whole(
+                validation_error, data, pool, self.config, self.processes.share
+            )
+        found = self._mean(found, float(count))
+        found["validation/mean"] = sum(found.values()) / len(found)
         self.last_validation = found
         self.record(found)
 
+    def show_samples(self) -> None:
+        """Draw a picture of samples, of held-out clips if there are any."""
+        if self.codec is None:
+            return
+        data, pool = self.data[-1], self.batches.held_out[-1]
+        pool = pool if len(pool) else self.batches.pools[-1]
+        with self.ema.in_place():
+            rows = self.whole(sample_rows, data, pool, self.config)
+        if self.processes.first:
+            video = decode_video(self.codec, rows, self.config.latents)
+            path = Path(self.config.out) / "samples" / f"{self.step:09d}.png"
+            write_sheet(path, [to_frames(row[None]) for row in video])
+
     def record(self, numbers: Mapping[str, float]) -> None:
-        """Append a line to metrics.jsonl, and tell the log."""
+        """Append a line to metrics.jsonl, and tell the log; the first process does."""
+        if not self.processes.first:
+            return
         with self.metrics.open("a") as file:
             file.write(json.dumps({"step": self.step, **numbers}) + "\n")
         if self.log is not None:
@@ -179,69 +226,96 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
-        tensors = {f"net.{name}": x for name, x in self.net.state_dict().items()}
-        tensors |= {f"ema.{name}": x for name, x in self.ema.state_dict().items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{key}": x for key, x in state.items()}
-        metadata = {"step": str(self.step), "config": lasting(self.config)}
-        metadata["validation"] = json.dumps(self.last_validation)
-        path = Path(self.config.out) / "checkpoint.safetensors"
-        write_weights(path, tensors, metadata=metadata)
+        facts = {"config": lasting(self.config), "validation": self.last_validation}
+        state = state_of(self.whole, self.optimizer, self.ema.shadow)
+        save_state(Path(self.config.out), self.step, self.processes, state, facts)
 
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint, if there is one.
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one.
 
         Raises:
             ValueError: the checkpoint is of a run with other settings.
         """
-        if not path.is_file():
-            self.metrics.unlink(missing_ok=True)
+        folder = newest(Path(self.config.out))
+        if folder is None:
+            if self.processes.first:
+                self.metrics.unlink(missing_ok=True)
             return
-        with safe_open(path, "pt", device=self.config.device) as file:
-            metadata = file.metadata()
-            if not same_run(metadata["config"], self.config):
-                raise ValueError(f"{path}: is of a run with other settings; choose another folder")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self.step = int(metadata["step"])
-        self.last_validation = json.loads(metadata["validation"])
-        self.net.load_state_dict(below(tensors, "net."))
-        self.ema.load_state_dict(below(tensors, "ema."))
-        state = self.optimizer.state_dict()
-        for name, tensor in below(tensors, "optimizer.").items():
-            i, key = name.split(".")
-            state["state"].setdefault(int(i), {})[key] = tensor.cpu() if key == "step" else tensor
-        self.optimizer.load_state_dict(state)
-        lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-        self.metrics.write_text("".join(f"{line}\n" for line in kept))
+        facts = read_facts(folder)
+        if not same_run(facts["config"], self.config):
+            raise ValueError(f"{folder}: is of a run with other settings; choose another folder")
+        load_state(folder, self.whole, self.optimizer, self.ema.shadow)
+        self.step, self.last_validation = facts["step"], facts["validation"]
+        if self.processes.first:
+            lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+            self.metrics.write_text("".join(f"{line}\n" for line in kept))
         logger.info("resumed at step %d", self.step)
 
 
-def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the entries whose names start with the prefix, without it."""
-    return {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+def objective(
+    net: DiffusionTransformer, batch: Batch, config: TrainConfig
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return the loss to go down, and the plain weighted error."""
+    with computing_in(config.precision, config.device):
+        error = edm_error(
+            net,
+            batch.clean,
+            batch.sigma,
+            batch.noise,
+            batch.condition,
+            given_noise=batch.given_noise,
+        )
+    return uncertain(error, net.log_variance(batch.sigma)), error.mean()
 
 
-def same_run(stored: str, config: TrainConfig) -> bool:
+def same_run(stored: Mapping[str, Any], config: TrainConfig) -> bool:
     """Tell whether a checkpoint's settings are these; fields newer than it had their defaults."""
-    theirs = {"out": config.out, **json.loads(stored)}
-    return lasting(TrainConfig.model_validate(theirs)) == lasting(config)
+    return lasting(TrainConfig.model_validate({"out": config.out, **stored})) == lasting(config)
 
 
-def lasting(config: TrainConfig) -> str:
+def lasting(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that a resumed run must share with its beginning."""
-    return config.model_dump_json(exclude=_MAY_CHANGE)
+    return config.model_dump(mode="json", exclude=_MAY_CHANGE)
+
+
+def sizes_of(config: TrainConfig) -> DiffusionConfig:
+    """Return the network's sizes: those to start from, if there are any."""
+    if config.init is None:
+        return config.model
+    start = read_config(find_source(config.init))
+    mask = start.condition_mask or config.model.condition_mask
+    return start.model_copy(update={"condition_mask": mask})
 
 
 def new_network(config: TrainConfig) -> DiffusionTransformer:
     """Make the network: loaded, or initialised from the seed; the global generator is kept."""
     if config.init is not None:
-        return load(config.init)
-    state = torch.random.get_rng_state()
-    torch.manual_seed(config.seed)
-    net = DiffusionTransformer(config.model)
-    torch.random.set_rng_state(state)
-    return net
+        net = load(config.init, dtype=torch.float32)
+        return net if net.config == config.model else with_given_frames(net)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return DiffusionTransformer(config.model)
+
+
+def with_given_frames(net: DiffusionTransformer) -> DiffusionTransformer:
+    """Return a network that also takes given frames; without any it answers as before.
+
+    From text2world to video2world (arXiv 2501.03575, section 5.1.4): the mask's input channel
+    comes before that of the padding, with weights of zero.
+    """
+    config = net.config.model_copy(update={"condition_mask": True})
+    patch = math.prod(config.patch)
+    before = patch * (config.latent_channels + bool(config.token_vocab) * config.token_channels)
+    state = net.state_dict()
+    weight = state["embed.weight"]
+    mask = weight.new_zeros(len(weight), patch)
+    state["embed.weight"] = torch.cat([weight[:, :before], mask, weight[:, before:]], dim=1)
+    with torch.device("meta"):
+        wider = DiffusionTransformer(config)
+    wider.load_state_dict(state, assign=True)
+    wider.world = net.world
+    return wider
 
 
 def new_optimizer(net: DiffusionTransformer, config: TrainConfig) -> torch.optim.Optimizer:
@@ -249,7 +323,7 @@ def new_optimizer(net: DiffusionTransformer, config: TrainConfig) -> torch.optim
     decay = config.weight_decay
     if config.optimizer == "muon":
         dtype = getattr(torch, config.precision)
-        return Muon(net.parameters(), lr=config.rate, weight_decay=decay, dtype=dtype)
+        return ShardedMuon(net.parameters(), lr=config.rate, weight_decay=decay, dtype=dtype)
     return torch.optim.AdamW(
         net.parameters(),
         lr=config.rate,
@@ -267,149 +341,3 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * done))
     return config.rate * (config.final_rate + (1 - config.final_rate) * cosine)
-
-
-def draw_batch(
-    data: Latents, pool: Tensor, config: TrainConfig, generator: torch.Generator
-) -> Batch:
-    """Draw samples, noise levels, noise, and which frames are given.
-
-    A batch is of videos or, by ``image_fraction``, of their first frames alone: the codec is
-    causal, so the first latent frame is that of an image.
-    """
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
-
-    index = pool[torch.randint(len(pool), (config.batch,), generator=generator)]
-    clean = data.latents[index].float() * config.model.sigma_data
-    if uniform(1) < config.image_fraction:
-        clean = clean[:, :, :1]
-    frames = clean.shape[2]
-    most = min(config.given_max, frames - 1) if config.model.condition_mask else 0
-    count = torch.randint(most + 1, (config.batch,), generator=generator)
-    mean, std = config.given_log_sigma
-    given_sigma = (mean + std * torch.randn(config.batch, generator=generator)).exp()
-    condition = conditions(data, index, count, clean, given_sigma)
-    dropped = uniform(config.batch, 1, 1) < config.text_dropout
-    condition["text"] = condition["text"].masked_fill(dropped, 0)
-    if "tokens" in condition:
-        dropped = uniform(config.batch, 1, 1, 1) < config.token_dropout
-        condition["tokens"] = condition["tokens"].masked_fill(dropped, 0)
-    if not most:
-        del condition["given"], condition["given_sigma"]
-    sigma = draw_sigma(
-        config.batch,
-        mean=config.log_sigma_mean,
-        std=config.log_sigma_std,
-        frames=frames if config.scale_noise_by_frames else 1,
-        generator=generator,
-    )
-    noise, given_noise = torch.randn(2, *clean.shape, generator=generator)
-    return Batch(clean, sigma, noise, given_noise, condition)
-
-
-def conditions(
-    data: Latents, index: Tensor, count: Tensor, clean: Tensor, given_sigma: Tensor
-) -> dict[str, Tensor]:
-    """Return the condition of some samples, the first ``count`` latent frames given."""
-    t, h, w = clean.shape[2:]
-    given = (torch.arange(t) < count[:, None]).float()
-    tokens = {}
-    if len(data.tokens):
-        tokens["tokens"] = data.tokens[index][:, : None if t > 1 else 1].long()
-    return {
-        **tokens,
-        "text": data.embeddings[data.text[index]].float(),
-        "fps": data.fps[index],
-        "given": repeat(given, "b t -> b 1 t h w", h=h, w=w),
-        "given_sigma": given_sigma,
-    }
-
-
-@torch.no_grad()
-def validation_error(
-    net: DiffusionTransformer, data: Latents, pool: Tensor, config: TrainConfig
-) -> dict[str, float]:
-    """Return the weighted error for each noise level, from text and after one given frame."""
-    index = pool[:: max(1, len(pool) // VALIDATED_AT_MOST)][:VALIDATED_AT_MOST]
-    clean = data.latents[index].float() * config.model.sigma_data
-    generator = torch.Generator().manual_seed(config.seed)
-    found = {}
-    tasks = {"text": 0, "given": 1} if config.model.condition_mask else {"text": 0}
-    for task, count in tasks.items():
-        for sigma in BUCKETS:
-            noise = torch.randn(clean.shape, generator=generator)
-            sigmas = torch.full((len(index),), sigma)
-            counts = torch.full((len(index),), count)
-            condition = conditions(data, index, counts, clean, torch.full_like(sigmas, 0.001))
-            if not count:
-                del condition["given"], condition["given_sigma"]
-            batch = Batch(clean, sigmas, noise, noise, condition).to(config.device)
-            error = edm_error(net, batch.clean, batch.sigma, batch.noise, batch.condition)
-            found[f"validation/{task}/sigma_{sigma:g}"] = float(error.mean())
-    found["validation/mean"] = sum(found.values()) / len(found)
-    return found
-
-
-def describe_world(
-    config: TrainConfig, data: Latents, codec: LatentCodec, token_codec: DiscreteCodec | None
-) -> WorldSettings:
-    """Return what the network was trained with, and how it is to be rolled out."""
-    given = max(1, min(config.given_max, data.latents.shape[2] - 1))
-    past = 1 + (given - 1) * codec.compression[0]
-    frames = config.frames - past
-    if config.latents == "image":
-        past, frames = max(1, min(config.given_max, config.frames - 1)), 1
-    return WorldSettings(
-        codec=config.codec,
-        codec_fingerprint=fingerprint_of(codec),
-        token_codec=config.token_codec or "",
-        token_compression=token_codec.compression if token_codec else (8, 16, 16),
-        latents=config.latents,
-        past_frames=past,
-        frames=frames,
-        height=config.height,
-        width=config.width,
-        fps=float(data.fps.median()),
-        text_encoder=config.text_encoder,
-        guidance=1.0,
-        steps=config.sampling_steps,
-        sampler=config.sampler,
-    )
-
-
-def write_card(
-    config: TrainConfig, net: DiffusionTransformer, validation: Mapping[str, float]
-) -> str:
-    """Return the model card of a run."""
-    weights = sum(p.numel() for p in net.parameters()) / 1e6
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in validation.items())
-    return f"""---
-license: apache-2.0
-library_name: wfm-diffusion
-tags: [world-model, video-generation, diffusion]
----
-# A diffusion world model of {weights:.1f} M weights
-
-Text2world and video2world in one network, {config.frames} frames of {config.height}x{config.width},
-{config.latents} latents of `{config.codec}`.
-
-Trained for {config.steps} steps of {config.batch} samples, seed {config.seed}, by `wfm-diffusion
-train`; `world.json` names the codec and its fingerprint. Weights are a moving average, float16.
-
-Error on held-out clips, weighted by noise level (0 is perfect, 1 is no better than the mean
-at high noise):
-
-| measure | value |
-| --- | --- |
-{rows}
-
-```python
-import wfm_diffusion
-world = wfm_diffusion.load_world("FOLDER")
-video = world.text2world(["a gripper pushes a red cube"])
-```
-
-It imagines the kind of clips that it was trained on, and nothing else; small things blur.
-"""

@@ -1,10 +1,11 @@
 """The diffusion transformer of Cosmos 1.0 (arXiv 2501.03575, section 5.1), and its denoiser."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
@@ -12,7 +13,16 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import DiffusionConfig, WorldSettings
 from .edm import Scalings, noise_label, scalings
-from .layers import Block, Context, FinalLayer, TimeEmbedding, Uncertainty, add_ports, each_branch
+from .layers import (
+    Block,
+    Context,
+    FinalLayer,
+    TimeEmbedding,
+    Uncertainty,
+    add_ports,
+    each_branch,
+    token_planes,
+)
 from .parallel import ContextParallel
 from .position import Grid, LearnedPosition, rope_angles, sincos_embedding, tile_views
 from .steady import Steady, Words, collapsed, plain, uniform
@@ -172,7 +182,7 @@ class DiffusionTransformer(nn.Module):
         b, _, t, h, w = x.shape
         parts = [x]
         if self.config.token_vocab:
-            parts.append(self._token_planes(tokens, x))
+            parts.append(token_planes(self.token_embedding, tokens, x))
         elif tokens is not None:
             raise ValueError("this network takes no tokens: its config has no token_vocab")
         if self.config.condition_mask:
@@ -187,26 +197,6 @@ class DiffusionTransformer(nn.Module):
                 mask = F.interpolate(padding.to(x.dtype), size=(h, w), mode="nearest")[:, :, None]
             parts.append(mask.expand(b, 1, t, h, w))
         return torch.cat(parts, dim=1)
-
-    def _token_planes(
-        self, tokens: Int64[Tensor, "b tl hl wl"] | None, x: Float[Tensor, "b c t h w"]
-    ) -> Float[Tensor, "b k t h w"]:
-        """Look the tokens up and enlarge them, frame by frame, to the size of the latents.
-
-        Where a token frame stands for several latent frames each of these sees it: latents and
-        tokens are causal, their first frame is that of an image.
-        """
-        if tokens is None:
-            raise ValueError("this network decodes tokens: give it the condition 'tokens'")
-        t, tl = x.shape[2], tokens.shape[1]
-        if (t - 1) % max(1, tl - 1) or (tl == 1) != (t == 1):
-            raise ValueError(f"{tl} frames of tokens for {t} of latents; wanted 1 + n for 1 + k n")
-        ratio = (t - 1) // max(1, tl - 1)
-        frames = rearrange(self.token_embedding(tokens), "b t h w c -> (b t) c h w")
-        frames = F.interpolate(frames.float(), size=x.shape[-2:], mode="bilinear").to(x.dtype)
-        planes = rearrange(frames, "(b t) c h w -> b c t h w", b=len(x))
-        later = planes[:, :, 1:].repeat_interleave(ratio, dim=2)
-        return torch.cat([planes[:, :, :1], later], dim=2)
 
     def _add_views(
         self, x: Tensor, views: int, ids: Tensor | None, frame_repeat: Tensor | None
@@ -359,13 +349,7 @@ class DiffusionTransformer(nn.Module):
         Raises:
             ValueError: heads that do not divide, or several cameras.
         """
-        parallel = ContextParallel(group)
-        if self.config.num_heads % parallel.size or self.config.views:
-            raise ValueError(
-                f"{self.config.num_heads} heads and {self.config.views} cameras do not divide over"
-                f" {parallel.size} processes"
-            )
-        self.parallel = parallel
+        self.parallel = ContextParallel(group).checked(self.config)
         return self
 
     def log_variance(self, sigma: Float[Tensor, " b"], /) -> Float[Tensor, " b"]:
@@ -382,15 +366,8 @@ class DiffusionTransformer(nn.Module):
         self._add_extra_embed(channels)
 
     def _add_extra_embed(self, channels: int) -> None:
-        weight = self.embed.weight
-        patch = self.config.patch
-        self.extra_embed = nn.Linear(
-            channels * patch[0] * patch[1] * patch[2],
-            self.width,
-            bias=False,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        old, size = self.embed.weight, channels * math.prod(self.config.patch)
+        self.extra_embed = nn.Linear(size, self.width, bias=False).to(old)
         nn.init.zeros_(self.extra_embed.weight)
 
     def features(

@@ -1,6 +1,6 @@
 """Read and write video files with PyAV: frames are uint8 RGB, ``t 3 h w``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,9 +10,12 @@ import torch
 from av.video.reformatter import VideoReformatter
 from einops import rearrange
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from .checkpoint import replacing
+
+SHEET_FRAMES = 8
 
 
 # same as: packages/tokenizer/src/wfm_tokenizer/video.py
@@ -115,3 +118,19 @@ def to_model(frames: UInt8[Tensor, "t 3 h w"]) -> Float[Tensor, "1 3 t h w"]:
 def to_frames(video: Float[Tensor, "1 3 t h w"]) -> UInt8[Tensor, "t 3 h w"]:
     """Undo :func:`to_model`; values outside [-1, 1] are clamped."""
     return rearrange((video[0] + 1) * 127.5, "c t h w -> t c h w").round().clamp(0, 255).byte()
+
+
+def write_sheet(path: str | Path, videos: Sequence[UInt8[Tensor, "t 3 h w"]]) -> None:
+    """Write a picture: a row for each video, up to eight frames evenly spaced, small ones enlarged.
+
+    The videos are of one size.
+    """
+    rows = []
+    for frames in videos:
+        chosen = torch.linspace(0, len(frames) - 1, min(SHEET_FRAMES, len(frames))).round().long()
+        rows.append(rearrange(frames[chosen].cpu(), "t c h w -> h (t w) c"))
+    image = Image.fromarray(torch.cat(rows).numpy())
+    factor = max(1, 128 // videos[0].shape[-2])
+    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    with replacing(path) as partial:
+        image.save(partial, format="PNG")

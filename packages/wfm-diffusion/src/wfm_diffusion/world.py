@@ -3,22 +3,18 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .checkpoint import load
 from .config import WorldSettings
 from .guards import Guards
 from .guidance import Guided
-from .int8 import to_int8
 from .interfaces import ConditionEncoder, LatentCodec, TextEncoder
 from .latents import decode_video, encode_video, fingerprint_of
 from .plan import Controls, Plan
-from .references import resolve
 from .samplers import SAMPLERS, Progress, SamplerName
 from .shortcuts import Shortcuts
 from .transformer import DiffusionTransformer
@@ -375,50 +371,3 @@ def check_codec(net: DiffusionTransformer, codec: LatentCodec, settings: WorldSe
             f"the network was trained with codec {settings.codec or '?'} ({wanted}), this one is"
             f" {found}: their latents differ"
         )
-
-
-def load_world(
-    source: str | Path,
-    *,
-    codec: LatentCodec | str | None = None,
-    text_encoder: TextEncoder | str | None = None,
-    condition_encoder: ConditionEncoder | str | None = None,
-    guard: object | Sequence[object] | None = None,
-    device: str = "cpu",
-    shortcuts: Shortcuts | None = None,
-) -> WorldModel:
-    """Load a world model with the codec and the text encoder that its ``world.json`` names.
-
-    A part may also be given, as an object, a registered name or ``module:callable``.
-
-    Raises:
-        FileNotFoundError: there is no such model.
-        ValueError: a part that is not installed, is none, or is not the one trained with.
-    """
-    net = load(source, device=device)
-    settings = net.world or WorldSettings()
-    codec = codec or settings.codec
-    if not codec:
-        raise ValueError(f"{source}: has no world.json that names a codec; give one")
-    parts = (
-        _part(codec, "wfm.codecs", LatentCodec, device),
-        _part(text_encoder or settings.text_encoder, "wfm.text_encoders", TextEncoder, device),
-        _part(condition_encoder, "wfm.condition_encoders", ConditionEncoder, device),
-    )
-    if shortcuts is not None and shortcuts.int8:
-        to_int8(net.blocks)
-    return WorldModel(net, *parts, guard, shortcuts=shortcuts)
-
-
-def _part(part: object, group: str, contract: type, device: str) -> Any:
-    """Resolve a part that is given by name, check that it is one, bring it to the device."""
-    if isinstance(part, str):
-        name, part = part, resolve(part, group)
-        if not isinstance(part, contract):
-            raise ValueError(f"{name}: gives a {type(part).__name__}, not a {contract.__name__}")
-    return part.to(device) if isinstance(part, torch.nn.Module) else part
-
-
-def pico_world_model() -> WorldModel:
-    """Load the world model that ships with this package, with its codec and text encoder."""
-    return load_world("builtin:pico")

@@ -1,0 +1,69 @@
+"""What is written beside a trained network: its ``world.json`` and its model card."""
+
+from collections.abc import Mapping
+
+from .config import TrainConfig, WorldSettings
+from .interfaces import DiscreteCodec, LatentCodec
+from .latents import Latents, fingerprint_of
+
+
+def describe_world(
+    config: TrainConfig, data: Latents, codec: LatentCodec, token_codec: DiscreteCodec | None
+) -> WorldSettings:
+    """Return what the network was trained with, and how it is to be rolled out."""
+    given = max(1, min(config.given_max, data.latents.shape[2] - 1))
+    past = 1 + (given - 1) * codec.compression[0]
+    size = config.sizes[-1]
+    frames = size.frames - past
+    if config.latents == "image":
+        past, frames = max(1, min(config.given_max, size.frames - 1)), 1
+    return WorldSettings(
+        codec=config.codec,
+        codec_fingerprint=fingerprint_of(codec),
+        token_codec=config.token_codec or "",
+        token_compression=token_codec.compression if token_codec else (8, 16, 16),
+        latents=config.latents,
+        past_frames=past,
+        frames=frames,
+        height=size.height,
+        width=size.width,
+        fps=float(data.fps.median()),
+        text_encoder=config.text_encoder,
+        guidance=1.0,
+        steps=config.sampling_steps,
+        sampler=config.sampler,
+    )
+
+
+def write_card(config: TrainConfig, weights: int, validation: Mapping[str, float]) -> str:
+    """Return the model card of a run."""
+    size = config.sizes[-1]
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in validation.items())
+    return f"""---
+license: apache-2.0
+library_name: wfm-diffusion
+tags: [world-model, video-generation, diffusion]
+---
+# A diffusion world model of {weights / 1e6:.1f} M weights
+
+Text2world and video2world in one network, {size.frames} frames of {size.height}x{size.width},
+{config.latents} latents of `{config.codec}`.
+
+Trained for {config.steps} steps of {config.batch} samples, seed {config.seed}, by `wfm-diffusion
+train`; `world.json` names the codec and its fingerprint. Weights are a moving average, float16.
+
+Error on held-out clips, weighted by noise level (0 is perfect, 1 is no better than the mean
+at high noise):
+
+| measure | value |
+| --- | --- |
+{rows}
+
+```python
+import wfm_diffusion
+world = wfm_diffusion.load_world("FOLDER")
+video = world.text2world(["a gripper pushes a red cube"])
+```
+
+It imagines the kind of clips that it was trained on, and nothing else; small things blur.
+"""
