@@ -22,6 +22,7 @@ from torch import Tensor
 
 import wfm_ar as wa
 from wfm_ar.bench import clock, medians, product_seconds, token_seconds, weight_bytes
+from wfm_ar.model import Cache
 
 WIDTHS = {"dim": 768, "num_layers": 8, "num_heads": 12, "num_kv_heads": 4, "head_dim": 64}
 SIZE = WIDTHS | {"ffn_dim": 2688, "vocab_size": 8000, "rope_theta": 10_000.0}
@@ -177,10 +178,10 @@ def reference(rounds: int, total: int) -> Iterator[Row]:
         if lm.config.cross_every:
             context = torch.randn(1, 512, 1024, generator=torch.Generator().manual_seed(2))
         fast, slow = wa.for_decoding(lm), ReferenceLoop(lm)
-        prompt = prompt_of(lm, total - n - 1)
+        latest = prompt_of(lm, 1)
         with torch.inference_mode():
             cache = fast.new_cache(1, total, context)
-            latest = fast.step(prompt, cache).argmax(-1, keepdim=True)
+            fill(cache, total - n)
         slow.take_over(cache, total)
 
         def ours() -> tuple[Tensor, float]:
@@ -204,6 +205,15 @@ def reference(rounds: int, total: int) -> Iterator[Row]:
             found["theirs"] / found["ours"],
             said,
         )
+
+
+def fill(cache: Cache, used: int) -> None:
+    """Pretend that so many tokens have been read: how long a step takes asks only how many."""
+    generator = torch.Generator().manual_seed(3)
+    for layer in cache.layers:
+        for rows in (layer.keys, layer.values):
+            rows.copy_(torch.randn(rows.shape, generator=generator))
+        layer.used = used
 
 
 def say(line: str) -> None:

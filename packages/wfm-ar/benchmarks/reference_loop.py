@@ -32,7 +32,7 @@ class ReferenceLoop:
         self.absolute = absolute_table(lm.config) if lm.config.absolute_positions else None
 
     def take_over(self, cache: Cache, room: int) -> None:
-        """Begin behind what another loop has read, so that the prompt is read once."""
+        """Begin behind what another loop has read, so that both go on from the same."""
         shape = (len(cache.layers), 1, self.config.num_kv_heads, room, self.config.head_dim)
         self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
         for i, layer in enumerate(cache.layers):

@@ -9,8 +9,9 @@ from fakes import GreyCodec, LengthEncoder, clip_folder, imagined, moving_square
 import wfm_ar as wa
 from wfm_ar import drift, evaluation, trial
 from wfm_ar.cli import main
-from wfm_ar.clips import find_clips
+from wfm_ar.clips import find_clips, fit, fit_segments
 from wfm_ar.evaluation import collapses, evaluate, nats, pops, psnr, samples, surprise
+from wfm_ar.objects import displacement, moving_masks
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,73 @@ def test_a_card_has_every_scene(clips):
         evaluate(imagined(), find_clips(str(clips)), frames=9)
     with pytest.raises(ValueError, match="and actions"):
         list(samples(pushed(), find_clips(str(clips)), 1, 3))
+
+
+class Recording:
+    """A red square that an action pushes to the right, two pixels a frame; with labels."""
+
+    fps, caption = 10.0, "pushed"
+
+    def __init__(self, scene, frames=6):
+        self.attributes, self.frames = {"scene": scene}, frames
+
+    def __len__(self):
+        return self.frames
+
+    def masks(self):
+        masks = torch.zeros(self.frames, 16, 24, dtype=torch.int64)
+        for i in range(self.frames):
+            masks[i, :12, 2 * i : 2 * i + 8] = 1
+            masks[i, 12:, 4 * i : 4 * i + 4] = 2  # moves too, but is no object
+        return masks
+
+    def read(self, start, stop, /):
+        red = (self.masks() == 1).to(torch.uint8)[start:stop, None] * 200 + 20
+        return torch.cat([red, red // red * 20, red // red * 20], 1)
+
+    def labels(self):
+        action = torch.full((self.frames, 7), float(len(self.attributes["scene"])))
+        poses = torch.zeros(self.frames, 1, 7)
+        return {"segmentation": self.masks(), "object_pose": poses, "action": action}
+
+
+def test_objects_are_followed_by_their_colour():
+    clip = Recording("a")
+    (mask,) = moving_masks(clip.masks(), highest=1)
+    assert len(moving_masks(clip.masks())) == 2
+    assert moving_masks(clip.masks()[:1].expand(3, -1, -1)) == []
+    video = fit(clip.read(0, 6), 16, 24).transpose(0, 1)
+    assert displacement(video[:, 1:], video[:, 0], mask).tolist() == [0.0] * 5
+    still = video[:, :1].expand(-1, 5, -1, -1)
+    assert displacement(still, video[:, 0], mask).tolist() == [2.0, 4.0, 6.0, 8.0, 10.0]
+    gone = torch.full_like(still, -0.8)
+    assert displacement(gone, video[:, 0], mask)[0].item() == pytest.approx((16**2 + 24**2) ** 0.5)
+    mask = mask.clone()
+    mask[2] = False  # hidden in truth: no error
+    assert displacement(still, video[:, 0], mask).isnan().tolist() == [False, True] + [False] * 3
+    small = fit_segments(clip.masks(), 8, 8)  # 8 x 12, of which the middle is kept
+    assert small.shape == (6, 8, 8)
+    columns = [(frame == 1).any(0).nonzero().flatten().tolist() for frame in small]
+    assert columns[:3] == [[0, 1], [0, 1, 2], [0, 1, 2, 3]]
+
+
+def test_a_card_follows_objects_and_tries_other_actions():
+    world = pushed()
+    clips = [Recording("a"), Recording("bb"), Recording("bb")]
+    figures = evaluate(world, clips, count=3)
+    assert set(figures) == {"a", "bb", "all"}
+    row = figures["all"]
+    assert row["objects"] == 3
+    assert row["centroid_px"] > 0
+    assert set(row["action_gap_db"]) == {"shuffled", "drawn"}
+    taken = list(samples(world, clips, 2, 3))
+    others = evaluation.other_controls(taken)
+    assert torch.equal(others[0]["shuffled"]["action"], taken[2].controls["action"])
+    same = evaluation.score(world, taken[0], others={"same": taken[0].controls})
+    assert torch.equal(same.wrong["same"], same.psnr)
+    text = evaluation.table(figures)
+    assert "gap dB, drawn actions" in text
+    assert len({line.count("|") for line in text.splitlines()[:5]}) == 1
 
 
 def test_drift_tells_the_rounds_apart(clips):

@@ -2,16 +2,23 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from fakes import SMALL, GreyCodec, LengthEncoder, clip_folder, run_settings
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 import wfm_ar as wa
 from wfm_ar.checkpoint import read_weights
 from wfm_ar.clips import every, find_clips, fit
 from wfm_ar.tokens import Windows, tokenize
+from wfm_ar.train_parts import learning_rate
+
+PROCESSES = str(Path(__file__).parent / "processes.py")
 
 
 @pytest.fixture(scope="module")
@@ -91,31 +98,44 @@ def test_stages_go_on_with_a_longer_grid_and_with_text(tmp_path, clips):
         run(tmp_path / "wide", clips, init=str(short), model=plain | {"dim": 64})
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path, clips):
-    changes = {"steps": 4, "eval_every": 4, "log_every": 1}
-    settings = run_settings(tmp_path / "two", clips, **changes)
-    (tmp_path / "run.yaml").write_text(json.dumps(settings, default=str))
+def together(arguments):
+    """Run two processes."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node=2", "-m", "wfm_ar.cli", "train", "--config"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*command, str(tmp_path / "run.yaml")], env=os.environ | {"PYTHONPATH": path},
-        capture_output=True, text=True, timeout=900, check=False,
+        [*command, *arguments], env=os.environ | {"PYTHONPATH": path},
+        capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_a_parted_network_gives_the_same_scores_and_gradients(tensor):
+    together([PROCESSES, str(tensor)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", [False, True])
+def test_two_processes_train_as_one(tmp_path, clips, sharding):
+    """The second half of the run is one process's, from what the two wrote."""
+    changes = {"steps": 6, "eval_every": 2, "log_every": 1, "save_every": 4, "sharding": sharding}
+    settings = run_settings(tmp_path / "two", clips, **changes)
+    (tmp_path / "run.yaml").write_text(json.dumps(settings, default=str))
+    together([PROCESSES, "train", str(tmp_path / "run.yaml"), "4"])
+    two = run(tmp_path / "two", clips, **changes)
     one = run(tmp_path / "one", clips, **changes)
-    a, b = (read_weights(x / "model.safetensors") for x in (tmp_path / "two/model", one))
+    a, b = (read_weights(x / "model.safetensors") for x in (two, one))
     for key, weight in a.items():
         torch.testing.assert_close(weight, b[key], rtol=0, atol=2e-3)
     figures = [
-        [json.loads(line) for line in (x / "metrics.jsonl").read_text().splitlines()]
-        for x in (tmp_path / "two", tmp_path / "one")
+        [json.loads(line) for line in (x.parent / "metrics.jsonl").read_text().splitlines()]
+        for x in (two, one)
     ]
-    for two, alone in zip(*figures, strict=True):
-        assert two["step"] == alone["step"]
+    for both, alone in zip(*figures, strict=True):
+        assert both["step"] == alone["step"]
         for name in ("loss", "held_out_loss", "grad_norm"):
-            assert two.get(name, 0) == pytest.approx(alone.get(name, 0), rel=1e-3)
+            assert both.get(name, 0) == pytest.approx(alone.get(name, 0), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -130,14 +150,37 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, clips, how
     whole = run(tmp_path / "a", clips, **how)
     run(tmp_path / "b", clips, **how, stop_after=7)
     resumed = run(tmp_path / "b", clips, **how)
-    a, b = (torch.load(x.parent / "state.pt", weights_only=True) for x in (whole, resumed))
-    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
-    assert all(torch.equal(a["average"][k], b["average"][k]) for k in a["average"])
+    a, b = (stored(x.parent / "state") for x in (whole, resumed))
+    assert a.keys() == b.keys()
+    assert {name.split(".")[0] for name in a} == {"model", "average", "optimizer", "step"}
+    assert all(torch.equal(a[k], b[k]) for k in a if isinstance(a[k], torch.Tensor))
     figures = [(x.parent / "metrics.jsonl").read_text().splitlines() for x in (whole, resumed)]
     for one, other in zip(*figures, strict=True):
         one, other = json.loads(one), json.loads(other)
         one.pop("tokens_per_s", None), other.pop("tokens_per_s", None)
         assert one == other
+
+
+def stored(folder):
+    """Return all of a run's state, flat."""
+    reader = FileSystemReader(folder)
+    entries = reader.read_metadata().state_dict_metadata
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.load(state, storage_reader=reader, no_dist=True)
+    return state
+
+
+def test_a_cool_down_falls_in_a_straight_line():
+    settings = {"out": "x", "clips": "y", "lr": 1.0, "warmup": 0, "steps": 10, "min_lr": 0}
+    config = wa.TrainConfig.model_validate(settings | {"decay": "linear"})
+    rates = [learning_rate(step, config) for step in range(11)]
+    assert rates == pytest.approx([1 - step / 10 for step in range(11)])
 
 
 def test_it_learns(tmp_path, clips):
@@ -194,3 +237,7 @@ def test_mistakes_are_named(tmp_path, clips):
     run(tmp_path / "f", clips, steps=1)
     with pytest.raises(ValueError, match="another run"):
         run(tmp_path / "f", clips, steps=2)
+    with pytest.raises(ValueError, match="tensor_parallel needs sharding"):
+        run(tmp_path / "g", clips, tensor_parallel=2)
+    with pytest.raises(ValueError, match="tensor_parallel 2 does not divide 1 processes"):
+        run(tmp_path / "g", clips, tensor_parallel=2, sharding=True)

@@ -10,24 +10,28 @@ if TYPE_CHECKING:
     from .config import PRESETS, ArConfig, WorldSettings, Yarn
     from .decoding import Sampler, decode, decode_plainly, generate
     from .fast import for_decoding
+    from .loss import next_token_loss
     from .medusa import MedusaHeads, load_heads, train_heads
     from .model import ArTransformer
     from .pretrained import convert_folder, load, save
     from .speculation import PreviousFrame, speculate
     from .text import PicoTextEncoder, pico_text_encoder
-    from .training import TrainConfig, next_token_loss, train
+    from .train_config import TrainConfig
+    from .training import train
     from .world import WorldModel, load_world, pico_ar
 
 _HOMES = {
     "config": ("PRESETS", "ArConfig", "WorldSettings", "Yarn"),
     "decoding": ("Sampler", "decode", "decode_plainly", "generate"),
     "fast": ("for_decoding",),
+    "loss": ("next_token_loss",),
     "medusa": ("MedusaHeads", "load_heads", "train_heads"),
     "model": ("ArTransformer",),
     "pretrained": ("convert_folder", "load", "save"),
     "speculation": ("PreviousFrame", "speculate"),
     "text": ("PicoTextEncoder", "pico_text_encoder"),
-    "training": ("TrainConfig", "next_token_loss", "train"),
+    "train_config": ("TrainConfig",),
+    "training": ("train",),
     "world": ("WorldModel", "load_world", "pico_ar"),
 }
 

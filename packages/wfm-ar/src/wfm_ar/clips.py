@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -88,13 +89,24 @@ def find_clips(source: str) -> ClipDataset:
 
 def fit(frames: UInt8[Tensor, "t 3 h w"], height: int, width: int) -> Float[Tensor, "t 3 y x"]:
     """Scale to [-1, 1] and, where the size differs, cover the target and cut its centre."""
-    _, _, h, w = frames.shape
     video = frames.float() / 127.5 - 1
+    return _cover(video, height, width, mode="bilinear", antialias=True).clamp(-1, 1)
+
+
+def fit_segments(segments: Int[Tensor, "t h w"], height: int, width: int) -> Int[Tensor, "t y x"]:
+    """Bring numbers of objects to where :func:`fit` brings their pixels."""
+    return _cover(segments[:, None].float(), height, width, mode="nearest-exact")[:, 0].long()
+
+
+def _cover(
+    video: Float[Tensor, "t c h w"], height: int, width: int, **how: Any
+) -> Float[Tensor, "t c y x"]:
+    _, _, h, w = video.shape
     if (h, w) == (height, width):
         return video
     scale = max(height / h, width / w)
     size = (max(height, round(h * scale)), max(width, round(w * scale)))
-    video = interpolate(video, size=size, mode="bilinear", antialias=True).clamp(-1, 1)
+    video = interpolate(video, size=size, **how)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     return video[..., top : top + height, left : left + width]
 

@@ -1,4 +1,4 @@
-"""Score a world model on held-out clips: pixels by horizon, perplexity, failures, speed.
+"""Score a world model on held-out clips: pixels, objects, perplexity, failures, actions, speed.
 
 Everything stands beside what costs nothing: the last frame repeated, raw and through the codec.
 The failures are those that the Cosmos paper counts by eye (arXiv 2501.03575, section 5.3.3): a
@@ -6,7 +6,7 @@ large object that is there all at once, and a picture that collapses to one colo
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +14,10 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .clips import every, fit
+from .clips import every, fit, fit_segments
 from .config import Grid
 from .interfaces import ClipDataset, LabelledClip
+from .objects import displacement, moving_masks
 from .world import WorldModel
 
 # A pixel has changed when a channel differs by a sixth of its range [-1, 1].
@@ -37,6 +38,8 @@ class Sample(NamedTuple):
     real: Float[Tensor, "1 3 f h w"]
     caption: str
     controls: Mapping[str, Tensor] | None
+    masks: Sequence[Bool[Tensor, "t h w"]] = ()
+    """of the objects that move, from the last given frame on"""
 
 
 class Score(NamedTuple):
@@ -50,6 +53,12 @@ class Score(NamedTuple):
     collapsed: bool
     alarm: bool
     seconds: float
+    place: Float[Tensor, "k f"]
+    """pixels between objects and their recorded places"""
+    place_still: Float[Tensor, "k f"]
+    """the same of the last frame repeated, through the codec"""
+    wrong: Mapping[str, Float[Tensor, " f"]]
+    """PSNR under other actions than those that were taken"""
 
 
 def samples(world: WorldModel, clips: ClipDataset, frames: int, count: int) -> Iterator[Sample]:
@@ -67,6 +76,14 @@ def samples(world: WorldModel, clips: ClipDataset, frames: int, count: int) -> I
         video = fit(clip.read(0, len(clip))[kept], settings.height, settings.width)
         video = rearrange(video, "t c h w -> 1 c t h w")
         cut = settings.past_frames
+        masks: list[Tensor] = []
+        if (segments := clip.labels().get("segmentation")) is not None:
+            seen = segments[kept[cut - 1 : cut + frames]]
+            poses = clip.labels().get("object_pose")  # t k 7; of objects 1 to k
+            masks = moving_masks(
+                fit_segments(seen, settings.height, settings.width),
+                highest=None if poses is None else poses.shape[1],
+            )
         found += 1
         yield Sample(
             str(clip.attributes.get("scene", "all")),
@@ -74,6 +91,7 @@ def samples(world: WorldModel, clips: ClipDataset, frames: int, count: int) -> I
             video[:, :, cut : cut + frames],
             clip.caption,
             controls,
+            masks,
         )
     if not found:
         wants = " and actions" if steered else ""
@@ -97,34 +115,70 @@ def _actions(clip: LabelledClip, past: int, frames: int) -> Mapping[str, Tensor]
 
 
 @torch.no_grad()
-def score(world: WorldModel, sample: Sample, seed: int = 0) -> Score:
-    """Imagine one clip's future and compare."""
-    frames = sample.real.shape[2]
-    generator = torch.Generator().manual_seed(seed)
+def score(
+    world: WorldModel,
+    sample: Sample,
+    seed: int = 0,
+    *,
+    others: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> Score:
+    """Imagine one clip's future and compare; ``others`` are controls that are not its own."""
     prompts = [sample.caption] if world.text_encoder is not None and sample.caption else None
+
+    def imagine(controls: Mapping[str, Tensor] | None) -> Float[Tensor, "1 3 f h w"]:
+        return world.rollout(
+            sample.past,
+            frames=sample.real.shape[2],
+            controls=controls,
+            prompts=None if controls else prompts,
+            generator=torch.Generator().manual_seed(seed),
+        ).clamp(-1, 1)
+
     began = time.perf_counter()
-    future = world.rollout(
-        sample.past,
-        frames=frames,
-        controls=sample.controls,
-        prompts=None if sample.controls else prompts,
-        generator=generator,
-    ).clamp(-1, 1)
+    future = imagine(sample.controls)
     seconds = time.perf_counter() - began
     last = sample.past[:, :, -1:]
     recoded = world.codec.decode(world.codec.encode(last)).clamp(-1, 1)
+    still = recoded.expand_as(sample.real)
     # What is imagined has been through the codec: jumps are looked for from the recoded frame on.
     whole = torch.cat([recoded, future], 2)
     return Score(
         psnr(future, sample.real),
-        psnr(recoded.expand_as(sample.real), sample.real),
+        psnr(still, sample.real),
         psnr(last.expand_as(sample.real), sample.real),
         surprise(world, sample),
         pops(whole, sample.past),
         collapses(future, sample.past),
         pops(torch.cat([last, sample.real], 2), sample.past) or collapses(sample.real, sample.past),
         seconds,
+        _places(future, sample),
+        _places(still, sample),
+        {name: psnr(imagine(other), sample.real) for name, other in (others or {}).items()},
     )
+
+
+def _places(video: Float[Tensor, "1 3 f h w"], sample: Sample) -> Float[Tensor, "k f"]:
+    last = sample.past[0, :, -1]
+    found = [displacement(video[0], last, mask) for mask in sample.masks]
+    return torch.stack(found) if found else video.new_empty(0, video.shape[2])
+
+
+def other_controls(found: Sequence[Sample], seed: int = 0) -> list[dict[str, dict[str, Tensor]]]:
+    """Return for each sample another one's controls, and random ones of the same spread."""
+    if found[0].controls is None or len(found) < 2:
+        return [{} for _ in found]
+    generator = torch.Generator().manual_seed(seed)
+    controls = [dict(sample.controls or {}) for sample in found]
+    drawn: list[dict[str, Tensor]] = [{} for _ in found]
+    for name in controls[0]:
+        taken = torch.stack([each[name] for each in controls])
+        noise = torch.randn(taken.shape, generator=generator)
+        axes = tuple(range(taken.ndim - 1))
+        made = taken.mean(axes) + noise * taken.std(axes)
+        for each, one in zip(drawn, made, strict=True):
+            each[name] = one
+    shuffled = controls[-1:] + controls[:-1]
+    return [{"shuffled": a, "drawn": b} for a, b in zip(shuffled, drawn, strict=True)]
 
 
 def psnr(a: Float[Tensor, "1 3 f h w"], b: Float[Tensor, "1 3 f h w"]) -> Float[Tensor, " f"]:
@@ -223,14 +277,15 @@ def evaluate(
     """
     frames = frames or world.settings.frames
     found: dict[str, list[Score]] = {"all": []}
-    total = min(count, len(clips))
-    for i, sample in enumerate(samples(world, clips, frames, count)):
-        one = score(world, sample, seed)
+    taken = list(samples(world, clips, frames, count))
+    others = other_controls(taken, seed)
+    for i, (sample, other) in enumerate(zip(taken, others, strict=True)):
+        one = score(world, sample, seed, others=other)
         found["all"].append(one)
         if sample.scene != "all":
             found.setdefault(sample.scene, []).append(one)
         if progress is not None:
-            progress(i + 1, total)
+            progress(i + 1, len(taken))
     return {name: summary(scores) for name, scores in sorted(found.items())}
 
 
@@ -241,6 +296,10 @@ def summary(scores: list[Score]) -> dict[str, Any]:
         for name in ("psnr", "recoded", "repeated")
     )
     n, frames = len(scores), len(model)
+    right, wrong = torch.stack([s.psnr for s in scores]).mean(), scores[0].wrong
+    gaps = {k: right - torch.stack([s.wrong[k] for s in scores]).mean() for k in wrong}
+    places = [torch.cat([getattr(s, k) for s in scores]) for k in ("place", "place_still")]
+    place, still = (x.nanmean().item() if len(x) else None for x in places)
     return {
         "clips": n,
         "psnr": model,
@@ -251,6 +310,10 @@ def summary(scores: list[Score]) -> dict[str, Any]:
         "collapse": sum(s.collapsed for s in scores) / n,
         "false_alarms": sum(s.alarm for s in scores) / n,
         "frames_per_s": n * frames / sum(s.seconds for s in scores),
+        "objects": len(places[0]),
+        "centroid_px": place,
+        "centroid_px_recoded": still,
+        "action_gap_db": {name: gap.item() for name, gap in gaps.items()},
     }
 
 
@@ -261,6 +324,8 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
     heads = ["scene", "clips"]
     heads += [f"dB frame {i + 1} (recoded)" for i in marks]
     heads += ["mean dB", "recoded", "raw", "perplexity", "popping", "one colour", "false alarms"]
+    heads += ["centroid px (recoded), objects"]
+    heads += [f"gap dB, {name} actions" for name in figures["all"]["action_gap_db"]]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for name in [*sorted(set(figures) - {"all"}), "all"]:
         row = figures[name]
@@ -269,6 +334,11 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
         cells += [f"{row['psnr'][i]:.1f} ({row['recoded'][i]:.1f})" for i in marks]
         cells += [f"{mean:.2f}" for mean in means] + [f"{row['perplexity']:.0f}"]
         cells += [f"{row[k]:.0%}" for k in ("popping", "collapse", "false_alarms")]
+        seen = "-"
+        if row["objects"]:
+            seen = f"{row['centroid_px']:.1f} ({row['centroid_px_recoded']:.1f}), {row['objects']}"
+        cells.append(seen)
+        cells += [f"{gap:+.2f}" for gap in row["action_gap_db"].values()]
         lines.append(f"| {' | '.join(cells)} |")
     return (
         "\n".join(lines) + f"\n\n{figures['all']['frames_per_s']:.1f} frames/s, one clip at a time."

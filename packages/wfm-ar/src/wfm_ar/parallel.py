@@ -1,8 +1,8 @@
 """Several processes share a training: each takes its part of a batch, gradients are averaged.
 
-``torchrun --nproc-per-node=N -m wfm_ar.cli train ...`` starts them. The network stands whole in
-each process. The sum of the parts is the batch that one process would have, so the run is the same
-up to rounding.
+``torchrun --nproc-per-node=N -m wfm_ar.cli train ...`` starts them. The sum of the parts is the
+batch that one process would have, so the run is the same up to rounding. The network stands whole
+in each process, or is parted (sharding.py).
 """
 
 import os
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process this is, of how many."""
+    """Which process this is, of how many; ``tensor`` of them in a row share their samples."""
 
     number: int = 0
     count: int = 1
+    tensor: int = 1
 
     @property
     def first(self) -> bool:
@@ -31,7 +32,12 @@ class Ranks:
     @property
     def part(self) -> slice:
         """The rows of a batch that this process takes."""
-        return slice(self.number, None, self.count)
+        return slice(self.number // self.tensor, None, self.groups)
+
+    @property
+    def groups(self) -> int:
+        """Groups of processes that take samples of their own."""
+        return self.count // self.tensor
 
     def wait(self) -> None:
         """Go on when all processes have come here."""
@@ -57,14 +63,20 @@ class Ranks:
 
 
 @contextmanager
-def launched() -> Generator[Ranks]:
-    """Join the processes that torchrun started, if it did."""
+def launched(tensor: int = 1) -> Generator[Ranks]:
+    """Join the processes that torchrun started, if it did; ``tensor`` share their samples.
+
+    Raises:
+        ValueError: ``tensor`` does not divide the processes.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count % tensor:
+        raise ValueError(f"tensor_parallel {tensor} does not divide {count} processes (torchrun)")
     if count == 1:
         yield Ranks()
         return
     dist.init_process_group("gloo")
     try:
-        yield Ranks(dist.get_rank(), count)
+        yield Ranks(dist.get_rank(), count, tensor)
     finally:
         dist.destroy_process_group()
