@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Generator
@@ -80,7 +81,8 @@ def train_network(args: argparse.Namespace) -> int:
         logger.info("step %d: %s", step, short)
 
     folder = train(config, resume=args.resume, log=log)
-    answer(args, {"model": str(folder)}, f"wrote {folder}")
+    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
+        answer(args, {"model": str(folder)}, f"wrote {folder}")
     return DONE
 
 

@@ -202,6 +202,7 @@ class Run:
         self.last_validation = found
         self.record(found)
 
+    @torch.no_grad()
     def show_samples(self) -> None:
         """Draw a picture of samples, of held-out clips if there are any."""
         if self.codec is None:
