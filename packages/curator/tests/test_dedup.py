@@ -5,6 +5,7 @@ from conftest import moving
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wfm_curator import dedup
 from wfm_curator.clusters import nearest_centres, pairs_above, spherical_kmeans
 from wfm_curator.config import DedupConfig
 from wfm_curator.dedup import find_duplicates, unit
@@ -217,3 +218,32 @@ def test_clips_of_an_earlier_run_stay_and_new_copies_of_them_go(folder, tmp_path
     assert {r["kept_for"] for r in twins} == {"earlier run"}
     earlier = {c.key for c in wc.ShardedDataset(tmp_path / "first")}
     assert {r["duplicate_of"] for r in twins} <= earlier
+
+
+def test_a_thousand_exact_copies_are_no_million_pairs(monkeypatch):
+    looked = []
+
+    def counted(vectors, *args, **named):
+        looked.append(len(vectors))
+        return []
+
+    monkeypatch.setattr(dedup, "pairs_above", counted)
+    clips = [embed(moving(seed, 9)) for seed in (0, 1)] * 1000
+    found = find_duplicates(clips, ranks(2000), DedupConfig(variants=False))
+    assert looked == [2]
+    assert {(d.index, d.kept) for d in found} == {(i, i % 2) for i in range(2, 2000)}
+
+
+def test_copies_of_a_clip_that_is_left_out_point_to_the_one_that_is_kept():
+    film = moving(0, 9, 96, 128)
+    clips = [embed(film), embed(degraded(film, "jpeg")), embed(degraded(film, "jpeg"))]
+    found = find_duplicates(clips, ranks(3), DedupConfig())
+    assert [(d.index, d.kept) for d in found] == [(1, 0), (2, 0)]
+
+
+def test_torch_finds_the_clusters_that_numpy_finds():
+    rng = np.random.default_rng(0)
+    vectors = unit(rng.normal(size=(300, 16)))
+    centres = unit(rng.normal(size=(9, 16)))
+    plain = nearest_centres(vectors, centres, 3)
+    np.testing.assert_array_equal(nearest_centres(vectors, centres, 3, backend="torch"), plain)

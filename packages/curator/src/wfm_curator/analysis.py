@@ -4,14 +4,15 @@ import hashlib
 import re
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from . import filters, rigs, sidecar, split
-from .config import SplitConfig
+from . import filters, natural, rigs, sidecar, split, text
+from .config import LookConfig, SplitConfig
 from .embed import Embedding, embed
 from .inputs import files_of
 from .scan import Scan, scan
@@ -20,11 +21,15 @@ from .video import Span, VideoError, VideoInfo
 
 NOT_FACTS = ("path", "embeddings", "strips")
 STRIP_HEIGHT, STRIP_PICTURES = 64, 4
+WITHOUT_TEXT = LookConfig(text="none")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A piece of a recording. ``reason`` says why splitting gave it up, if it did."""
+    """A piece of a recording. ``reason`` says why splitting gave it up, if it did.
+
+    ``natural`` are `natural.features`, the medians over its pictures; empty if there are none.
+    """
 
     key: str
     start: int
@@ -36,6 +41,7 @@ class Clip:
     reason: str
     scores: dict[str, float]
     tags: list[str]
+    natural: list[float]
 
 
 @dataclass(frozen=True)
@@ -85,10 +91,12 @@ def analyse(
     *,
     name: str | None = None,
     rig: Path | None = None,
+    look: LookConfig = WITHOUT_TEXT,
 ) -> Analysis:
     """Split, measure and embed a recording, decoding it once.
 
-    With ``rig``, a folder of synchronised files, ``path`` is its reference.
+    With ``rig``, a folder of synchronised files, ``path`` is its reference. Text is looked for
+    only if ``look`` says so.
 
     Raises:
         FileNotFoundError: no such file.
@@ -99,8 +107,8 @@ def analyse(
     parts = None if rig is None else rigs.find(rig)
     json_path, text_path, arrays_path = sidecar.paths(path)
     attributes = sidecar.read_attributes(json_path)
-    text = sidecar.read_text(text_path)
-    seen = scan(path, tiny=config.method == "transnet", watcher=split.watcher(config))
+    words = sidecar.read_text(text_path)
+    seen = scan(path, watcher=split.watcher(config), detector=text.detector(look))
     sidecar.check(arrays_path, sidecar.read_arrays(arrays_path), len(seen))
     name = name or path.name
     digest = _digest(path)
@@ -112,7 +120,8 @@ def analyse(
         texts = "".join(map(_digest, files_of(parts.folder)))
         digest = hashlib.sha256(texts.encode()).hexdigest()
     found = split.pieces(starts, len(seen), seen.fps, config, shared=shared)
-    clips = [_clip(seen, piece, f"{name} {digest}", path.stem) for piece in found]
+    marks = text.repeated([_looks(seen, *limits) for limits in pairwise([*starts, len(seen)])])
+    clips = [_clip(seen, piece, f"{name} {digest}", path.stem, marks) for piece in found]
     pictures = [_inside(seen, piece, seen.pictures) for piece in found]
     smooth = [_inside(seen, piece, seen.smooth) for piece in found]
     return Analysis(
@@ -125,7 +134,7 @@ def analyse(
         sha256=digest,
         info=seen.info,
         attributes=attributes,
-        text=text,
+        text=words,
         views=views,
         clips=clips,
         embeddings=[embed(p, per_second=seen.per_second) for p in smooth],
@@ -154,7 +163,7 @@ def find_shots(path: str | Path, config: SplitConfig | None = None) -> list[int]
         VideoError: it is no video, or damaged.
     """
     config = (config or SplitConfig()).resolved()
-    seen = scan(path, tiny=config.method == "transnet", watcher=split.watcher(config))
+    seen = scan(path, watcher=split.watcher(config))
     return split.shots(seen, config)
 
 
@@ -163,8 +172,20 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _clip(seen: Scan, piece: split.Piece, origin: str, stem: str) -> Clip:
+def _looks(seen: Scan, start: int, stop: int) -> list[text.Look]:
+    return [look for look in seen.looks if start <= look.frame < stop]
+
+
+def _clip(seen: Scan, piece: split.Piece, origin: str, stem: str, marks: text.Boxes) -> Clip:
     scores = filters.measure(seen, piece.start, piece.stop)
+    if seen.looks:
+        looks = _looks(seen, piece.start, piece.stop)
+        scores |= filters.written(seen, looks, marks)
+    described = _inside(seen, piece, seen.natural)
+    known = described[~np.isnan(described).any(1)]
+    row = np.median(known, 0) if len(known) else None
+    if row is not None and (score := natural.brisque(row)) is not None:
+        scores["brisque"] = round(score, 3)
     whole = piece.stop == len(seen)
     slug = re.sub(r"[^A-Za-z0-9_-]+", "-", stem)[:40].strip("-") or "clip"
     digest = hashlib.sha256(f"{origin} {piece.start} {piece.stop}".encode()).hexdigest()[:12]
@@ -181,6 +202,7 @@ def _clip(seen: Scan, piece: split.Piece, origin: str, stem: str) -> Clip:
         reason=piece.reason,
         scores=scores,
         tags=filters.tags(scores),
+        natural=[] if row is None else [round(float(v), 5) for v in row],
     )
 
 

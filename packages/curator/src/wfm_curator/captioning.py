@@ -11,9 +11,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import av
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
@@ -24,7 +23,7 @@ from .manifest import Entry
 from .video import Span, convert, frames_of, upright
 from .vlm import Answer, Endpoint
 
-JPEG_QUALITY = 90
+QUALITY = 90
 KEPT = ("ok", "truncated", "blocked")  # answers that asking again would not change
 
 
@@ -40,6 +39,13 @@ class Clip:
     @property
     def frames(self) -> int:
         return self.span.stop - self.span.start
+
+
+def clip_of(entry: Entry, facts: Mapping[str, Any], path: Path) -> Clip:
+    """Return where the clip of an entry lies."""
+    clip = facts["clips"][entry.number]
+    limits = (clip["start"], clip["stop"], clip["start_pts"], clip["stop_pts"])
+    return Clip(entry.key, path, Span(*limits, facts["exact"]), entry.fps)
 
 
 @dataclass(frozen=True)
@@ -71,29 +77,45 @@ def joined(parts: Sequence[Window]) -> str:
     return " ".join(said)
 
 
-def pictures(clip: Clip, limits: tuple[int, int], config: CaptionConfig) -> list[bytes]:
-    """Return JPEGs of frames spread evenly over a window of a clip, upright.
+Seen = TypeVar("Seen")
+
+
+def spread(
+    clip: Clip, limits: tuple[int, int], count: int, take: Callable[[np.ndarray], Seen]
+) -> list[Seen]:
+    """Return what ``take`` makes of frames spread evenly over a window, upright ``h w 3``.
 
     Raises:
         VideoError: the file no longer yields the frames that were seen before.
     """
     start, stop = limits
-    count = min(config.frames, stop - start)
+    count = min(count, stop - start)
     wanted = set(start + ((2 * np.arange(count) + 1) * (stop - start)) // (2 * count))
     reformatter, found = VideoReformatter(), []
     for index, frame in enumerate(frames_of(clip.path, clip.span)):
         if index in wanted:
-            found.append(_jpeg(reformatter, frame, config.side))
+            picture = convert(reformatter, frame, "rgb24")
+            found.append(take(upright(picture, int(frame.rotation) % 360)))
         if len(found) == len(wanted):
             break
     return found
 
 
-def _jpeg(reformatter: VideoReformatter, frame: av.VideoFrame, side: int) -> bytes:
-    scale = min(1.0, side / max(frame.width, frame.height))
-    size = (max(2, round(frame.width * scale)), max(2, round(frame.height * scale)))
-    picture = upright(convert(reformatter, frame, "bgr24", *size), int(frame.rotation) % 360)
-    _, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+def pictures(clip: Clip, limits: tuple[int, int], config: CaptionConfig) -> list[bytes]:
+    """Return JPEGs of frames of a window, as `spread` does."""
+
+    def small(picture: np.ndarray) -> bytes:
+        h, w = picture.shape[:2]
+        scale = min(1.0, config.side / max(h, w))
+        size = (max(2, round(w * scale)), max(2, round(h * scale)))
+        return jpeg_of(cv2.resize(picture, size, interpolation=cv2.INTER_AREA)[..., ::-1])
+
+    return spread(clip, limits, config.frames, small)
+
+
+def jpeg_of(bgr: np.ndarray) -> bytes:
+    """Return a picture as JPEG."""
+    _, jpeg = cv2.imencode(".jpg", np.ascontiguousarray(bgr), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return jpeg.tobytes()
 
 
@@ -165,9 +187,9 @@ class Captions:
     """The captions of a run: asked for once, kept in the ledger."""
 
     def __init__(
-        self, config: CaptionConfig, ledger: Ledger, progress: Callable[[str, int, int], None]
+        self, endpoint: Endpoint, ledger: Ledger, progress: Callable[[str, int, int], None]
     ) -> None:
-        self.endpoint, self.ledger, self.progress = Endpoint(config), ledger, progress
+        self.endpoint, self.ledger, self.progress = endpoint, ledger, progress
 
     def fill(
         self, entries: Sequence[Entry], rows: Mapping[str, Row], paths: Mapping[str, Path]
@@ -177,7 +199,7 @@ class Captions:
         Raises:
             EndpointError: there is no such server or model; nothing was asked.
         """
-        clips = [self._clip(e, rows[e.recording].facts, paths[e.recording]) for e in entries]
+        clips = [clip_of(e, rows[e.recording].facts, paths[e.recording]) for e in entries]
         found = caption_clips(
             clips,
             self.endpoint,
@@ -191,11 +213,6 @@ class Captions:
             entry.windows = [w.facts() for w in parts]
             if text := joined(parts):
                 entry.caption, entry.caption_source = text, f"model {self.endpoint.model}"
-
-    def _clip(self, entry: Entry, facts: Mapping[str, Any], path: Path) -> Clip:
-        clip = facts["clips"][entry.number]
-        limits = (clip["start"], clip["stop"], clip["start_pts"], clip["stop_pts"])
-        return Clip(entry.key, path, Span(*limits, facts["exact"]), entry.fps)
 
     def _recall(self, mark: str) -> Answer | None:
         row = self.ledger.caption(mark)

@@ -111,7 +111,8 @@ def _shard(args: argparse.Namespace) -> int:
         "split.max_seconds=1e9",
         "dedup.enabled=false",
         "filter={min_motion: 0, min_change: 0, max_frozen: 1, max_blur: 1, min_luma: 0, "
-        "max_bright: 1, min_contrast: 0, max_bars: 1, min_side: 1}",
+        "max_bright: 1, min_contrast: 0, max_bars: 1, min_side: 1, max_overlay: 1}",
+        "look.text=none",
     )
     return _curate(args, _settings(args, *open_gates))
 
@@ -157,7 +158,7 @@ def _analyses(args: argparse.Namespace, config: "CurateConfig") -> Iterator["Ana
 
     found = find_recordings(args.inputs)
     for recording in console.progress(found, "measure", quiet=args.quiet):
-        yield analyse(recording.path, config.split, name=recording.name)
+        yield analyse(recording.path, config.split, name=recording.name, look=config.look)
 
 
 def _say(args: argparse.Namespace, row: dict[str, Any], text: str) -> None:
@@ -195,7 +196,7 @@ def _caption(args: argparse.Namespace) -> int:
     from .decide import captioned
 
     config = _settings(args)
-    ask = _model(config.caption) if config.caption.endpoint else None
+    ask = _model(config.caption)
     for found in _analyses(args, config):
         facts = found.facts()
         for clip in facts["clips"]:
@@ -214,12 +215,14 @@ def _caption(args: argparse.Namespace) -> int:
 
 
 def _model(config: "CaptionConfig") -> Any:
-    """Return a function that captions a clip by the endpoint: text, source, windows."""
+    """Return a function that captions a clip by a model, if there is one."""
     from .analysis import span
     from .captioning import Clip, caption_clips, joined
-    from .vlm import Endpoint
+    from .vlm import model_of
 
-    endpoint = Endpoint(config)
+    endpoint = model_of(config)
+    if endpoint is None:
+        return None
     endpoint.probe()
 
     def ask(path: Path, facts: dict, clip: dict) -> tuple[str, str, list[dict]]:
@@ -269,7 +272,7 @@ def _embedded(args: argparse.Namespace, config: "CurateConfig") -> Any:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from .pipeline import rewrite_report
+    from .publish import rewrite_report
 
     report = rewrite_report(args.folder)
     print(json.dumps(report.as_dict()) if args.json else f"{report}\n{args.folder}/report.html")

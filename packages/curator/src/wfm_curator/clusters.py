@@ -24,13 +24,14 @@ def pairs_above(
     k = min(config.clusters or max(1, round(np.sqrt(len(vectors)))), len(vectors))
     if len(vectors) <= EXACT and config.clusters is None:
         k = 1
-    centres = spherical_kmeans(vectors, k, seed=config.seed, backend=config.backend)
+    backend = "numpy" if k == 1 else chosen(config.backend)
+    centres = spherical_kmeans(vectors, k, seed=config.seed, backend=backend)
     probes = min(config.probes, k)
-    rows = members(nearest_centres(vectors, centres, probes, backend=config.backend), k)
+    rows = members(nearest_centres(vectors, centres, probes, backend=backend), k)
     if queries is None:
         yield from _within(vectors, rows, cosine, probes)
         return
-    asked = members(nearest_centres(queries, centres, 1, backend=config.backend), k)
+    asked = members(nearest_centres(queries, centres, 1, backend=backend), k)
     for mine, theirs in zip(asked, rows, strict=True):
         for start in range(0, len(mine), BLOCK):
             here = mine[start : start + BLOCK]
@@ -90,8 +91,9 @@ def nearest_centres(
     vectors: np.ndarray, centres: np.ndarray, probes: int, *, backend: str = "numpy"
 ) -> np.ndarray:
     """Return the numbers of each vector's nearest centres, nearest first."""
-    if backend == "faiss":
-        return _faiss_nearest(vectors, centres, probes)
+    if backend != "numpy":
+        nearest = _faiss_nearest if backend == "faiss" else _torch_nearest
+        return nearest(vectors, centres, probes)
     found = np.empty((len(vectors), probes), np.int64)
     for start in range(0, len(vectors), BLOCK):
         cosines = vectors[start : start + BLOCK] @ centres.T
@@ -100,6 +102,34 @@ def nearest_centres(
             best = cosines.argmax(1)
             found[start : start + BLOCK, probe] = best
             cosines[rows, best] = -np.inf
+    return found
+
+
+def chosen(backend: str) -> str:
+    """Return the back-end that ``auto`` stands for here."""
+    if backend != "auto":
+        return backend
+    if find_spec("faiss"):
+        return "faiss"
+    if find_spec("torch"):
+        import torch
+
+        return "torch" if torch.cuda.is_available() else "numpy"
+    return "numpy"
+
+
+def _torch_nearest(vectors: np.ndarray, centres: np.ndarray, probes: int) -> np.ndarray:
+    """Search by torch: on a GPU if there is one."""
+    if find_spec("torch") is None:
+        raise ImportError('dedup.backend=torch needs: pip install "wfm-curator[torch]"')
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    against = torch.from_numpy(np.ascontiguousarray(centres.T)).to(device)
+    found = np.empty((len(vectors), probes), np.int64)
+    for start in range(0, len(vectors), 8 * BLOCK):
+        part = torch.from_numpy(vectors[start : start + 8 * BLOCK]).to(device)
+        found[start : start + 8 * BLOCK] = (part @ against).topk(probes, dim=1).indices.cpu()
     return found
 
 

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -48,6 +48,23 @@ class SplitConfig(Settings):
         return self.model_copy(update={"method": "transnet" if installed else "content"})
 
 
+class LookConfig(Settings):
+    """What else is looked for in pictures while they are there; a change measures anew."""
+
+    text: str = Field(
+        "auto",
+        description="auto: PP-OCR's detector if rapidocr-onnxruntime is installed; none; an .onnx "
+        "file of that kind; or module:callable, a picture to boxes",
+    )
+
+    def resolved(self) -> "LookConfig":
+        """Return these settings with ``auto`` replaced by what it stands for."""
+        if self.text != "auto":
+            return self
+        installed = find_spec("rapidocr_onnxruntime")
+        return LookConfig(text="pp-ocr" if installed else "none")
+
+
 class FilterConfig(Settings):
     """A view on the scores: change it and rerun, and nothing is measured again.
 
@@ -64,7 +81,15 @@ class FilterConfig(Settings):
     min_contrast: float = Field(0.01, ge=0, le=1, description="deviation of luma; below: blank")
     max_bars: float = Field(0.5, ge=0, le=1, description="share of the picture in black bars")
     min_side: int = Field(48, ge=1, description="pixels of the shorter side")
+    max_overlay: float = Field(0.5, ge=0, le=1, description="share of moments with overlay text")
+    max_placed: float = Field(1.0, ge=0, le=1, description="or text where overlays are, undecided")
     drop_lowest: float = Field(0.0, ge=0, lt=1, description="share of lowest quality to drop")
+    rank_by: Literal["quality", "unusual", "brisque"] = Field(
+        "quality",
+        description="quality; or natural-scene statistics: far from the usual, or BRISQUE's score",
+    )
+    content_reject: tuple[str, ...] = Field((), description="labels of `content` to leave out")
+    content_least: float = Field(0.5, ge=0, le=1, description="and their least probability")
 
 
 class DedupConfig(Settings):
@@ -76,7 +101,32 @@ class DedupConfig(Settings):
     clusters: int | None = Field(None, ge=1, description="k of k-means; default sqrt(clips)")
     probes: int = Field(2, ge=1, description="clusters that each clip is looked for in")
     seed: int = 0
-    backend: Literal["numpy", "faiss"] = Field("numpy", description="faiss: extra [faiss]")
+    backend: Literal["auto", "numpy", "torch", "faiss"] = Field(
+        "auto", description="auto: faiss if it is installed, else torch if it has a GPU, else numpy"
+    )
+    learned_cosine: float = Field(0.95, gt=0, le=1, description="or a network's vectors this, and")
+    learned_difference: float = Field(0.35, ge=0, description="as above; 1 goes by vectors alone")
+
+
+class EmbedConfig(Settings):
+    """Vectors of a network for clips that pass the filter, beside the built-in descriptor."""
+
+    model: str = Field(
+        "",
+        description="efficientnet-lite0; open_clip:MODEL:WEIGHTS; the address of an "
+        "OpenAI-compatible server; or module:callable, pictures to vectors",
+    )
+    served: str = Field("auto", description="server: the model's name; auto: its first")
+    version: str = Field("", description="change it when a name comes to mean other weights")
+    frames: int = Field(8, ge=1, description="pictures of each clip, spread evenly")
+    side: int = Field(256, ge=32, description="pixels of their shorter side, at most")
+    device: str = "cpu"
+    content: str = Field(
+        "",
+        description="what a clip is, from its vector: zero-shot (open_clip), a head's .npz file, "
+        "or module:callable, vectors to probabilities by label",
+    )
+    labels: dict[str, str] | None = Field(None, description="zero-shot: label to sentence")
 
 
 PROMPT = (
@@ -86,10 +136,12 @@ PROMPT = (
 
 
 class CaptionConfig(Settings):
-    """With an ``endpoint`` a vision-language model captions clips that come without one."""
+    """With an ``endpoint`` or ``vllm`` a model captions clips that come without a caption."""
 
     describe: bool = Field(True, description="describe the rest from measurements")
     endpoint: str = Field("", description="OpenAI-compatible, such as http://localhost:8000/v1")
+    vllm: str = Field("", description="instead: a model that vLLM runs in this process")
+    vllm_options: dict[str, Any] = Field({}, description="what else vllm.LLM is given")
     model: str = Field("auto", description="auto: the first that the endpoint serves")
     key_variable: str = Field("OPENAI_API_KEY", description="environment variable with the key")
     prompt: str = PROMPT
@@ -126,6 +178,8 @@ class RunConfig(Settings):
 
 class CurateConfig(Settings):
     split: SplitConfig = SplitConfig()
+    look: LookConfig = LookConfig()
+    embed: EmbedConfig = EmbedConfig()
     filter: FilterConfig = FilterConfig()
     caption: CaptionConfig = CaptionConfig()
     dedup: DedupConfig = DedupConfig()

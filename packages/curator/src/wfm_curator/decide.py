@@ -1,13 +1,19 @@
 """The decisions: a pure view on what was measured, made anew on every run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from . import caption, dedup, filters, taxonomy
-from .config import CaptionConfig, CurateConfig
+import numpy as np
+
+from . import caption, dedup, filters, natural, taxonomy
+from .config import CaptionConfig, CurateConfig, FilterConfig
 from .embed import Embedding
 from .ledger import Row
 from .manifest import Entry
+
+Learned = Callable[[Sequence[Entry]], Mapping[str, np.ndarray]]
+Teller = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 def decide(
@@ -15,8 +21,14 @@ def decide(
     embeddings: Mapping[tuple[str, int], Embedding],
     config: CurateConfig,
     earlier: Mapping[str, Embedding] | None = None,
+    learned: Learned = lambda kept: {},
+    tell: Teller | None = None,
 ) -> list[Entry]:
-    """Return an entry for every clip, by recording and time; ``earlier`` are kept already."""
+    """Return an entry for every clip, by recording and time; ``earlier`` are kept already.
+
+    ``learned`` gives a network's vectors of clips that passed the filter, by key, and ``tell``
+    says from those what the clips are.
+    """
     entries = []
     for name, row in sorted(recordings.items()):
         if row.state != "done":
@@ -27,10 +39,18 @@ def decide(
     for entry in entries:
         if entry.state != "quarantined":
             entry.hash = embeddings[entry.recording, entry.number].hash
-    drop_lowest([e for e in entries if e.state == "kept"], config.filter.drop_lowest)
+    rank(entries, recordings)
+    drop_lowest([e for e in entries if e.state == "kept"], config.filter)
+    vectors = learned([e for e in entries if e.state == "kept"])
+    if tell is not None and vectors:
+        by_content([e for e in entries if e.key in vectors], vectors, tell, config.filter)
     if config.dedup.enabled:
         kept = [e for e in entries if e.state == "kept"]
-        mark_duplicates(kept, embeddings, config, earlier or {})
+        known = {
+            e.key: replace(embeddings[e.recording, e.number], learned=vectors.get(e.key))
+            for e in kept
+        }
+        mark_duplicates(kept, known, config, earlier or {})
     return entries
 
 
@@ -56,7 +76,7 @@ def _entry(name: str, facts: Mapping[str, Any], number: int, config: CurateConfi
         caption_source=words.source,
         category=taxonomy.category(facts["attributes"]),
         tags=clip["tags"],
-        scores=clip["scores"],
+        scores=dict(clip["scores"]),
     )
 
 
@@ -69,17 +89,48 @@ def captioned(
     return caption.choose(facts["attributes"], facts["text"], words, described=config.describe)
 
 
-def drop_lowest(kept: Sequence[Entry], share: float) -> None:
+def rank(entries: Sequence[Entry], recordings: Mapping[str, Row]) -> None:
+    """Give clips that splitting left the score ``unusual``, which depends on all of them."""
+    clips = [e for e in entries if e.scores]
+    rows = [recordings[e.recording].facts["clips"][e.number]["natural"] for e in clips]
+    if not rows:
+        return
+    unknown = [np.nan] * natural.FEATURES
+    apart = natural.unusual(np.array([row or unknown for row in rows]))
+    for entry, value in zip(clips, apart, strict=True):
+        entry.scores["unusual"] = round(float(value), 4)
+
+
+def drop_lowest(kept: Sequence[Entry], config: FilterConfig) -> None:
     """Reject the share of clips with the lowest quality, as the paper does (15 %)."""
-    marks = filters.lowest([e.scores["quality"] for e in kept], share)
-    for entry, marked in zip(kept, marks, strict=True):
+    if config.rank_by == "quality":
+        worth = [e.scores["quality"] for e in kept]
+    else:
+        worth = [-e.scores.get(config.rank_by, 0.0) for e in kept]
+    for entry, marked in zip(kept, filters.lowest(worth, config.drop_lowest), strict=True):
         if marked:
             entry.state, entry.reason = "rejected", "lowest quality"
 
 
+def by_content(
+    kept: Sequence[Entry], vectors: Mapping[str, np.ndarray], tell: Teller, config: FilterConfig
+) -> None:
+    """Say what clips are, and reject those that are of a kind that is not wanted."""
+    chances = tell(np.stack([vectors[e.key] for e in kept]))
+    for number, entry in enumerate(kept):
+        found = {label: round(float(values[number]), 4) for label, values in chances.items()}
+        best = max(found, key=lambda label: found[label])
+        entry.content, entry.content_share = best, found[best]
+        if not entry.category and best in taxonomy.PAPER:
+            entry.category = best
+        bad = max((found.get(label, 0.0), label) for label in (*config.content_reject, ""))
+        if bad[1] and bad[0] >= config.content_least:
+            entry.state, entry.reason = "rejected", f"content: {bad[1]}"
+
+
 def mark_duplicates(
     kept: Sequence[Entry],
-    embeddings: Mapping[tuple[str, int], Embedding],
+    embeddings: Mapping[str, Embedding],
     config: CurateConfig,
     earlier: Mapping[str, Embedding],
 ) -> None:
@@ -88,7 +139,7 @@ def mark_duplicates(
     Clips of earlier runs, by their keys, stay whatever is like them.
     """
     names = [*earlier, *(e.key for e in kept)]
-    vectors = [*earlier.values(), *(embeddings[e.recording, e.number] for e in kept)]
+    vectors = [*earlier.values(), *(embeddings[e.key] for e in kept)]
     ranks: list[tuple] = [(float("inf"), -i) for i in range(len(earlier))]
     ranks += [(e.height * e.width, e.scores["quality"], e.frames, -i) for i, e in enumerate(kept)]
     for found in dedup.find_duplicates(vectors, ranks, config.dedup):

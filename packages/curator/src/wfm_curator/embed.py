@@ -23,12 +23,16 @@ MOTION_FLOOR = 3.0  # of about 90; below it motion is coding noise and counts fo
 
 @dataclass(frozen=True)
 class Embedding:
-    """``vector`` has length 1; ``cells`` are 8 gray frames of 16x16 cells, for a second look."""
+    """``vector`` has length 1; ``cells`` are 8 gray frames of 16x16 cells, for a second look.
+
+    ``learned`` is what a network made of the clip, if there is one.
+    """
 
     vector: np.ndarray
     cells: np.ndarray
     hash: str
     variants: tuple["Variant", ...] = ()
+    learned: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,12 @@ def _signs() -> np.ndarray:
     _, columns = _low(16)
     odd = (columns % 2, np.tile(np.arange(8) % 2, (FRAMES - 1) * 8), np.tile([0, 0, 1, 1], 8))
     return (1 - 2 * np.concatenate(odd)).astype(np.float32)
+
+
+def forms(clip: Embedding) -> list[Variant]:
+    """Return the clip as it is, then all that a copy may look like."""
+    plain = [Variant("", clip.vector, clip.cells), *clip.variants]
+    return [*plain, *map(mirrored, plain)]
 
 
 def _changed(pictures: np.ndarray, per_second: float) -> Iterator[tuple[str, np.ndarray]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import split
+from . import split, text
 from .config import CurateConfig
 from .inputs import Recording
 from .scan import Collector
@@ -144,14 +144,13 @@ def _trial(path: Path, config: CurateConfig) -> tuple[int, float, float, int]:
             if not frames:
                 return 0, 0.0, 0.0, 0
             info = describe(container, frames[0])
-            tiny = settings.method == "transnet"
-            collector = Collector(str(path), info, tiny, split.watcher(settings))
+            seeing = split.watcher(settings), text.detector(config.look)
+            collector = Collector(str(path), info, *seeing)
             for frame in frames:
                 collector.add(frame)
     except VideoError:
         return 0, 0.0, 0.0, 0
-    if collector.tiny:
-        split.shots(collector.finish(whole=False), settings)
+    split.shots(collector.finish(whole=False), settings)
     measured = time.process_time() - began
     began = time.process_time()
     writer = Writer(info, config.shard.crf, config.shard.preset)

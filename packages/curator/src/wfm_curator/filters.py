@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from . import text
 from .config import FilterConfig
 from .scan import Scan
 
@@ -45,6 +46,16 @@ def measure(scan: Scan, start: int, stop: int) -> dict[str, float]:
     exposed = 1 - min(1.0, scores["dark"] + scores["bright"])
     scores["quality"] = (1 - scores["blur"]) * clean * exposed
     return {k: round(float(v), 5) for k, v in scores.items()}
+
+
+def written(scan: Scan, looks: Sequence[text.Look], marks: text.Boxes) -> dict[str, float]:
+    """Score the text seen in a clip; ``marks`` are places of it that shots of a file share."""
+    turned = scan.info.rotation in (90, 270)
+    aspect = scan.info.width / scan.info.height
+    rates = np.stack([scan.columns[k] for k in ("pan", "tilt", "zoom")], 1)
+    camera = text.Camera.of(scan.times[scan.sampled], rates)
+    found = text.judge(looks, camera, 1 / aspect if turned else aspect, marks)
+    return {k: round(v, 5) for k, v in found.items()}
 
 
 def _pairs_inside(scan: Scan, start: int, stop: int) -> np.ndarray:
@@ -107,6 +118,8 @@ def judge(scores: Scores, config: FilterConfig) -> str:
         ("blurred", scores["blur"] > config.max_blur),
         ("static", scores["motion"] < config.min_motion and scores["change"] < config.min_change),
         ("frozen", scores["frozen"] > config.max_frozen),
+        ("overlay text", scores.get("overlay", 0.0) > config.max_overlay),
+        ("text in place", scores.get("placed", 0.0) > config.max_placed),
         ("shaking", config.max_shake is not None and scores["shake"] > config.max_shake),
     )
     return next((reason for reason, failed in checks if failed), "")

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pydantic import BaseModel
+
 from . import rigs, sidecar
-from .config import SplitConfig
 from .sidecar import SidecarError
 from .video import SUFFIXES
 
 LISTS = (".txt", ".jsonl", ".parquet")
 CACHE = ".inputs"
-VERSION = 4  # of scores and descriptors; a change makes every run measure anew
+VERSION = 5  # of scores and descriptors; a change makes every run measure anew
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,10 @@ class Recording:
     remote: tuple[tuple[str, Path], ...] = ()
     stamp: str = ""
 
-    def mark(self, config: SplitConfig) -> str:
+    def mark(self, *configs: BaseModel) -> str:
         """Return a digest of all that an analysis depends on, from sizes and times of change."""
-        text = f"{VERSION} {self.stamp or self._stats()} {config.model_dump_json()}"
+        settings = " ".join(config.model_dump_json() for config in configs)
+        text = f"{VERSION} {self.stamp or self._stats()} {settings}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _stats(self) -> list[Any]:

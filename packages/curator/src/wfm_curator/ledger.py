@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+LEDGER = "ledger.sqlite"  # in the output folder
 TABLES = (  # each step brings a ledger from one version to the next
     """
 CREATE TABLE recordings (
@@ -25,6 +26,9 @@ ALTER TABLE clips ADD COLUMN variants BLOB DEFAULT x'';
 ALTER TABLE recordings ADD COLUMN kind TEXT DEFAULT '';
 ALTER TABLE recordings ADD COLUMN attempts INTEGER DEFAULT 0;
 CREATE TABLE captions (mark TEXT PRIMARY KEY, status TEXT, text TEXT, facts TEXT)
+""",
+    """
+CREATE TABLE embeddings (mark TEXT PRIMARY KEY, vector BLOB)
 """,
 )
 SCHEMA = len(TABLES)
@@ -141,6 +145,17 @@ class Ledger:
         self._begin()
         values = (mark, status, text, json.dumps(facts, sort_keys=True))
         self.db.execute("INSERT OR REPLACE INTO captions VALUES (?, ?, ?, ?)", values)
+
+    def embedding(self, mark: str) -> bytes | None:
+        """Return the vector that a network gave a clip before."""
+        query = "SELECT vector FROM embeddings WHERE mark = ?"
+        row = self.db.execute(query, (mark,)).fetchone()
+        return row and row[0]
+
+    def put_embedding(self, mark: str, vector: bytes) -> None:
+        """Record a network's vector of a clip; durable after `commit`."""
+        self._begin()
+        self.db.execute("INSERT OR REPLACE INTO embeddings VALUES (?, ?)", (mark, vector))
 
     def shards(self) -> dict[str, tuple[str, int, Any]]:
         rows = self.db.execute("SELECT path, mark, size, members FROM shards")

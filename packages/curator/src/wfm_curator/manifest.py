@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .dataset import INDEX
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST, REPORT = "manifest.parquet", "report.json"
+EMBEDDINGS = "embeddings.parquet"
 WORDS = (
     "duplicate_how",
     "kept_for",
@@ -18,6 +21,7 @@ WORDS = (
     "caption_source",
     "caption_windows",
     "category",
+    "content",
     "hash",
     "shard",
 )
@@ -55,6 +59,8 @@ class Entry:
     caption_source: str = ""
     windows: list[dict[str, Any]] = field(default_factory=list)
     category: str = ""
+    content: str = ""
+    content_share: float | None = None
     hash: str = ""
     shard: str = ""
     tags: list[str] = field(default_factory=list)
@@ -168,6 +174,7 @@ def write_manifest(out: Path, entries: Sequence[Entry]) -> None:
         ("duplicate_of", pa.string()),
         ("cosine", pa.float64()),
         ("difference", pa.float64()),
+        ("content_share", pa.float64()),
     ]
     fields += [(n, pa.string()) for n in WORDS]
     fields += [("tags", pa.list_(pa.string()))]
@@ -175,6 +182,19 @@ def write_manifest(out: Path, entries: Sequence[Entry]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), sink)
     write_if_new(out / MANIFEST, sink.getvalue().to_pybytes())
+
+
+def write_embeddings(out: Path, vectors: Mapping[str, np.ndarray], model: str) -> None:
+    """Write the vectors of kept clips beside the table, as Parquet; ``model`` made them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    keys = sorted(vectors)
+    rows = pa.array([vectors[key].astype(np.float32) for key in keys], pa.list_(pa.float32()))
+    table = pa.table({"key": pa.array(keys, pa.string()), "embedding": rows})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({"model": model}), sink)
+    write_if_new(out / EMBEDDINGS, sink.getvalue().to_pybytes())
 
 
 def kept_keys(out: Path) -> dict[tuple[str, int], str]:

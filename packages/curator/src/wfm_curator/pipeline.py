@@ -1,27 +1,32 @@
 """The whole run: inputs to shards. Stop it at any time and start it again."""
 
 import hashlib
-import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from . import manifest, pool, shard, sidecar
+import numpy as np
+
+from . import content, manifest, pool, shard, sidecar, text
 from .analysis import info_from, span
-from .config import CurateConfig, DedupConfig, ShardConfig
+from .captioning import Captions, clip_of
+from .config import CurateConfig
 from .dataset import INDEX
 from .decide import decide
-from .embed import Embedding, unpack
+from .embedders import Vectors
 from .inputs import CACHE, Recording, find_recordings
-from .ledger import Ledger, Row, read_vectors
+from .ledger import LEDGER, Ledger, Row
 from .manifest import CurationReport, Entry
+from .publish import by_key, earlier_clips, is_copied, labels_of, load_embeddings, metadata, publish
 from .tasks import AnalyseUnit, CutUnit, analyse_unit, cut_unit
+from .vlm import model_of
 
-LEDGER, WORK = "ledger.sqlite", ".work"
+WORK = ".work"
 COMMIT_EVERY = 64
 EXECUTORS = ("local", "ray")
 
@@ -55,7 +60,8 @@ def curate(
     ledger = Ledger(out / LEDGER)
     try:
         config = config or CurateConfig()
-        config = config.model_copy(update={"split": config.split.resolved()})
+        settled = {"split": config.split.resolved(), "look": config.look.resolved()}
+        config = config.model_copy(update=settled)
         run = _Run(out, config, ledger, recordings, progress or _silent, executor)
         return run.all()
     finally:
@@ -75,13 +81,20 @@ class _Run:
     progress: Progress
     executor: str
 
+    def __post_init__(self) -> None:
+        embedded = partial(self.progress, "embed")
+        self.vectors = Vectors(self.config.embed, self.ledger, embedded)
+
     def all(self) -> CurationReport:
         _sweep(self.out)
         earlier = earlier_clips(self.config.dedup)
+        tell = content.teller(self.config.embed, lambda: self.vectors.embedder)
         self.analyse()
         while True:
             rows = self.ledger.recordings()
-            entries = decide(rows, load_embeddings(self.ledger), self.config, earlier)
+            embeddings = load_embeddings(self.ledger)
+            learned = partial(self.embed, rows=rows)
+            entries = decide(rows, embeddings, self.config, earlier, learned, tell)
             kept = [e for e in entries if e.state == "kept"]
             self.caption(kept, rows)
             planned = self.plan(kept, rows)
@@ -92,17 +105,38 @@ class _Run:
         shutil.rmtree(self.out / WORK, ignore_errors=True)
         return publish(self.out, entries, len(planned), self.config, self.ledger)
 
+    def embed(self, kept: Sequence[Entry], rows: Mapping[str, Row]) -> dict[str, np.ndarray]:
+        """Return the vectors of a network, if there is one; what is not known is computed."""
+        if not self.vectors.config.model or not kept:
+            return {}
+        known = self.vectors.known([e.key for e in kept])
+        missing = [e for e in kept if e.key not in known]
+        paths = self._fetched(missing)
+        clips = [clip_of(e, rows[e.recording].facts, paths[e.recording]) for e in missing]
+        return known | self.vectors.fill(clips)
+
+    def _fetched(self, entries: Sequence[Entry]) -> dict[str, Path]:
+        """Return the local files of the recordings of some clips."""
+        recordings = {r.name: r for r in self.recordings}
+        for name in {e.recording for e in entries}:
+            recordings[name].fetch()
+        return {name: r.path for name, r in recordings.items()}
+
     def analyse(self) -> None:
         """Measure recordings that are new, changed, or failed for no fault of theirs."""
         known = self.ledger.marks()
         self.ledger.forget(set(known) - {r.name for r in self.recordings})
         units = []
         for recording in self.recordings:
-            mark = recording.mark(self.config.split)
+            mark = recording.mark(self.config.split, self.config.look)
             seen, state, attempts = known.get(recording.name, ("", "", 0))
             again = state == "failed" and attempts < self.config.run.give_up
             if seen != mark or again:
-                units.append(AnalyseUnit(recording, mark, self.config.split))
+                units.append(AnalyseUnit(recording, mark, self.config.split, self.config.look))
+        if units:  # what cannot be had is said before hours of work
+            text.detector(self.config.look)
+            if self.config.embed.model:
+                self.vectors.embedder  # noqa: B018
         for done, outcome in enumerate(self._pool(analyse_unit, units), 1):
             facts, clips = outcome.value or ({}, [])
             self._record(outcome.unit, outcome.unit.mark, outcome, facts, clips)
@@ -162,7 +196,12 @@ class _Run:
         paths = {r.name: r for r in self.recordings}
         if wanted:
             work.mkdir(exist_ok=True)
-        units = [self._cut_unit(paths[n], es, rows[n].facts) for n, es in sorted(wanted.items())]
+        shares = max(1, self.config.run.workers // max(1, len(wanted)))
+        units = [
+            self._cut_unit(paths[name], part, rows[name].facts)
+            for name, entries in sorted(wanted.items())
+            for part in _parts(entries, shares)
+        ]
         good = True
         for done, outcome in enumerate(self._pool(cut_unit, units), 1):
             if outcome.error:
@@ -175,21 +214,15 @@ class _Run:
 
     def caption(self, kept: Sequence[Entry], rows: Mapping[str, Row]) -> None:
         """Ask the model about kept clips that came without a caption, if there is one."""
-        if not self.config.caption.endpoint:
+        endpoint = model_of(self.config.caption)
+        if endpoint is None:
             return
-        from .captioning import Captions
-
-        captions = Captions(self.config.caption, self.ledger, self.progress)
         asked = [e for e in kept if e.caption_source in ("described", "none")]
-        recordings = {r.name: r for r in self.recordings}
-        for name in {e.recording for e in asked}:
-            recordings[name].fetch()
-        captions.fill(asked, rows, {name: r.path for name, r in recordings.items()})
+        Captions(endpoint, self.ledger, self.progress).fill(asked, rows, self._fetched(asked))
 
     def _cut_unit(self, recording: Recording, entries: Sequence[Entry], facts: dict) -> CutUnit:
-        ordered = sorted(entries, key=lambda e: e.start)
-        spans = tuple(span(facts["clips"][e.number], facts["exact"]) for e in ordered)
-        outputs = tuple(self._piece(e) for e in ordered)
+        spans = tuple(span(facts["clips"][e.number], facts["exact"]) for e in entries)
+        outputs = tuple(self._piece(e) for e in entries)
         config = self.config.shard
         info = info_from(facts["info"])
         return CutUnit(
@@ -201,7 +234,7 @@ class _Run:
             preset=config.preset,
             whole=len(facts["clips"]) == 1,
             audio=config.audio,
-            seconds=tuple(e.seconds for e in ordered),
+            seconds=tuple(e.seconds for e in entries),
         )
 
     def _piece(self, entry: Entry) -> Path:
@@ -269,127 +302,22 @@ class _Run:
                 for view in facts["views"][1:]:
                     yield f"{entry.key}.{view}.mp4", piece.with_suffix(f".{view}.mp4").read_bytes()
             elif labels.is_file():
-                yield f"{entry.key}.safetensors", _labels(labels, entry, facts["frames"])
+                yield f"{entry.key}.safetensors", labels_of(labels, entry, facts["frames"])
+
+
+def _parts(entries: Sequence[Entry], count: int) -> list[list[Entry]]:
+    """Divide the clips of a recording by time, for workers that have no recording of their own."""
+    ordered = sorted(entries, key=lambda e: e.start)
+    total, done = sum(e.frames for e in ordered), 0
+    parts: list[list[Entry]] = [[] for _ in range(count)]
+    for entry in ordered:
+        parts[min(count - 1, done * count // total)].append(entry)
+        done += entry.frames
+    return [part for part in parts if part]
 
 
 def _sweep(out: Path) -> None:
     """Remove what a killed run was in the middle of writing."""
     for folder in (out, out / WORK, *(out / "shards").glob("*")):
-        for partial in folder.glob("*.partial"):
-            partial.unlink()
-
-
-def load_embeddings(ledger: Ledger) -> dict[tuple[str, int], Embedding]:
-    """Read the embeddings of all clips."""
-    return {(name, number): unpack(*blobs) for name, number, *blobs in ledger.vectors()}
-
-
-def earlier_clips(config: DedupConfig) -> dict[str, Embedding]:
-    """Read the embeddings of clips that earlier runs kept, by key.
-
-    Raises:
-        FileNotFoundError: a folder of ``config.against`` holds no finished run.
-    """
-    found: dict[str, Embedding] = {}
-    for folder in config.against:
-        if not (folder / manifest.MANIFEST).is_file():
-            raise FileNotFoundError(f"{folder}: no finished run in here (dedup.against)")
-        kept = manifest.kept_keys(folder)
-        for name, number, *blobs in read_vectors(folder / LEDGER):
-            if (name, number) in kept:
-                found[kept[name, number]] = unpack(*blobs)
-    return found
-
-
-def is_copied(facts: Mapping[str, Any], config: ShardConfig) -> bool:
-    """True if the clip is a whole file that is as a clip should be: it stays untouched."""
-    info = facts["info"]
-    plain = info["codec"] == "h264" and "mp4" in info["container"] and not facts["views"]
-    heard = info["sounds"] if config.audio else 0
-    alone = info["streams"] == 1 + heard and heard <= 1
-    return plain and alone and len(facts["clips"]) == 1 and not info["rotation"]
-
-
-def metadata(entry: Entry, facts: Mapping[str, Any]) -> bytes:
-    """Return the clip's JSON: the recording's own, with the caption and where it came from."""
-    own = {k: v for k, v in facts["attributes"].items() if k != "curation"}
-    value = own | {
-        "caption": entry.caption,
-        "fps": entry.fps,
-        "curation": {
-            "schema": manifest.SCHEMA,
-            "frames": entry.frames,
-            "height": entry.height,
-            "width": entry.width,
-            "caption_source": entry.caption_source,
-            **({"caption_windows": entry.windows} if entry.windows else {}),
-            "recording": entry.recording,
-            "sha256": facts["sha256"],
-            "start": entry.start,
-            "stop": entry.stop,
-            "start_seconds": entry.start_seconds,
-            "stop_seconds": entry.stop_seconds,
-            **({"views": facts["views"]} if facts["views"] else {}),
-            "tags": entry.tags,
-            "scores": entry.scores,
-        },
-    }
-    return json.dumps(value, ensure_ascii=False, indent=1).encode()
-
-
-def _labels(path: Path, entry: Entry, frames: int) -> bytes:
-    if entry.frames == frames:
-        return path.read_bytes()
-    arrays = sidecar.read_arrays(path)
-    return sidecar.dump(sidecar.cut(arrays, entry.start, entry.stop, frames))
-
-
-def by_key(places: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, list[int]]]:
-    """Group a tar's members by their clip."""
-    found: dict[str, dict[str, list[int]]] = {}
-    for name, place in places.items():
-        key, _, suffix = name.partition(".")
-        found.setdefault(key, {})[suffix] = list(place)
-    return found
-
-
-def publish(
-    out: Path, entries: list[Entry], shards: int, config: CurateConfig, ledger: Ledger
-) -> CurationReport:
-    """Write the table and the reports."""
-    from .report import render
-
-    report = manifest.summarise(out, entries, shards)
-    manifest.write_manifest(out, entries)
-    settings = config.model_dump(mode="json", exclude={"run"})
-    summary = {"schema": manifest.SCHEMA, **report.as_dict(), "settings": settings}
-    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
-    manifest.write_if_new(out / manifest.REPORT, text.encode())
-    page = render(report, entries, lambda e: ledger.strip(e.recording, e.number), config.filter)
-    manifest.write_if_new(out / "report.html", page.encode())
-    return report
-
-
-def rewrite_report(out: Path) -> CurationReport:
-    """Write the reports of a finished run anew, from its ledger and settings.
-
-    Raises:
-        FileNotFoundError: the folder holds no finished run.
-    """
-    if not (out / manifest.REPORT).is_file():
-        raise FileNotFoundError(f"{out}: no finished run in here; wfm-curator run makes one")
-    told = json.loads((out / manifest.REPORT).read_text())
-    if told["schema"] != manifest.SCHEMA:
-        raise ValueError(f"{out}: written by another version; run wfm-curator run again")
-    config = CurateConfig(**told["settings"])
-    ledger = Ledger(out / LEDGER)
-    try:
-        earlier = earlier_clips(config.dedup)
-        entries = decide(ledger.recordings(), load_embeddings(ledger), config, earlier)
-        shards = ledger.shards()
-        homes = {key: path for path, (_, _, keys) in shards.items() for key in keys}
-        for entry in entries:
-            entry.shard = homes.get(entry.key, "")
-        return publish(out, entries, len(shards), config, ledger)
-    finally:
-        ledger.close()
+        for left in folder.glob("*.partial"):
+            left.unlink()

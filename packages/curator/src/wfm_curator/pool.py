@@ -186,8 +186,12 @@ class Contained:
     def _start(self) -> None:
         boot = BOOT.format(__name__)
         path = json.dumps([p or os.getcwd() for p in sys.path])  # noqa: PTH109
+        one = {"OMP_NUM_THREADS": "1"}  # a core for each child; more is the user's to say
         self.process = subprocess.Popen(
-            [sys.executable, "-c", boot, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", boot, path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=one | os.environ,
         )
         self._exchange(self.task, START_SECONDS)
 

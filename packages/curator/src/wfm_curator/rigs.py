@@ -4,7 +4,8 @@ A folder ``NAME.rig`` is one recording. Each video in it is a view; the referenc
 name or the one that ``rig.json`` names, decides shots and scores. ``VIEW.safetensors`` may hold
 ``timestamp``, the seconds of each frame on the common clock; else the video's own timestamps
 count, plus ``start_time`` of ``VIEW.json``. ``NAME.parquet`` is a series of anything else: a
-column ``timestamp`` and one or more of numbers or lists of numbers.
+column ``timestamp`` and one or more of numbers or lists of numbers. Each topic of ``NAME.mcap``
+is one too; ``rig.json`` may list the ``topics`` that are wanted.
 
 Every clip gets, for each frame of the reference, the frame or row of every other source that is
 nearest in time. Where a source has none within half of its own period (frames were dropped) the
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import sidecar
+from . import bags, sidecar
 from .sidecar import Array, SidecarError
 from .video import SUFFIXES, Span, Writer, decode, describe, open_video, timestamps
 
@@ -28,12 +29,13 @@ LATE = 1e-6  # seconds that rounding may add to half a period
 
 @dataclass(frozen=True)
 class Rig:
-    """The files of one recording: videos by view, and series by name."""
+    """The files of one recording: videos by view, and files of series."""
 
     folder: Path
     reference: str
     views: Mapping[str, Path]
-    series: Mapping[str, Path]
+    tables: tuple[Path, ...]
+    topics: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -58,15 +60,18 @@ def find(folder: Path) -> Rig:
     """Return the parts of a rig's folder.
 
     Raises:
-        SidecarError: no videos, or a reference that is not there.
+        SidecarError: no videos, a reference that is not there, or topics that are no list.
     """
     videos = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES}
-    series = {p.stem: p for p in sorted(folder.glob("*.parquet"))}
-    wanted = sidecar.read_attributes(folder / SETTINGS).get("reference", next(iter(videos), ""))
+    tables = [p for p in sorted(folder.iterdir()) if p.suffix in (".parquet", ".mcap")]
+    settings = sidecar.read_attributes(folder / SETTINGS)
+    wanted, topics = settings.get("reference", next(iter(videos), "")), settings.get("topics", [])
+    if not isinstance(topics, list) or not all(isinstance(t, str) for t in topics):
+        raise SidecarError(f"{folder / SETTINGS}: topics are a list of names, got {topics!r}")
     if not isinstance(wanted, str) or wanted not in videos:
         have = ", ".join(videos) or "none"
         raise SidecarError(f"{folder}: reference {wanted!r} is not one of its videos: {have}")
-    return Rig(folder, wanted, videos, series)
+    return Rig(folder, wanted, videos, tuple(tables), tuple(topics))
 
 
 def clock(video: Path) -> np.ndarray:
@@ -113,8 +118,10 @@ def common(rig: Rig, moments: np.ndarray) -> tuple[int, int]:
         SidecarError: there are none.
     """
     first, last = 0, len(moments)
-    for name in (*rig.others, *rig.series):
-        valid = np.flatnonzero(_aligned(rig, name, moments).valid)
+    sources = {name: clock(path) for name, path in rig.others.items()}
+    sources |= {name: times for name, (times, _) in all_series(rig).items()}
+    for name, times in sources.items():
+        valid = np.flatnonzero(align(moments, times).valid)
         if not len(valid):
             raise SidecarError(f"{rig.folder}: {name} has nothing at the times of {rig.reference}")
         first, last = max(first, int(valid[0])), min(last, int(valid[-1]) + 1)
@@ -123,13 +130,24 @@ def common(rig: Rig, moments: np.ndarray) -> tuple[int, int]:
     return first, last
 
 
-def _aligned(rig: Rig, name: str, moments: np.ndarray) -> Aligned:
-    if name in rig.others:
-        return align(moments, clock(rig.others[name]))
-    return align(moments, read_series(rig.series[name])[0])
+def all_series(rig: Rig) -> dict[str, bags.Series]:
+    """Return every series of a rig by its name: seconds, and columns.
+
+    Raises:
+        SidecarError: one cannot be read, or two sources have one name.
+    """
+    found: dict[str, bags.Series] = {}
+    for path in rig.tables:
+        mcap = path.suffix == ".mcap"
+        new = bags.read(path, rig.topics) if mcap else {path.stem: read_series(path)}
+        for name in new:
+            if name in found or name in rig.views:
+                raise SidecarError(f"{path}: there is another source {name!r} in {rig.folder}")
+        found |= new
+    return found
 
 
-def read_series(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def read_series(path: Path) -> bags.Series:
     """Return timestamps in seconds, and each other column as an array with a row for each.
 
     Raises:
@@ -172,8 +190,7 @@ def cut(rig: Rig, spans: Sequence[Span], outputs: Sequence[Path], writer: Writer
             view = output.with_suffix(f".{name}.mp4")
             _cut_view(path, aligned.rows[inside], pts[inside], view, writer, span)
             found.update(_evidence(name, aligned, span))
-    for name, path in rig.series.items():
-        times, columns = read_series(path)
+    for name, (times, columns) in all_series(rig).items():
         aligned = align(moments, times)
         for span, found in zip(spans, labels, strict=True):
             rows = aligned.rows[span.start : span.stop]

@@ -5,6 +5,10 @@ second are measured, and flow is taken from each of them to the frame a tenth of
 later. No frame is decoded twice, and memory grows by kilobytes a second of video.
 """
 
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,7 +18,7 @@ import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from . import motion, quality
+from . import motion, natural, quality, text
 from .video import (
     VideoError,
     VideoInfo,
@@ -31,6 +35,8 @@ cv2.setNumThreads(1)
 SAMPLES_PER_SECOND = 4.0
 FLOW_SECONDS = 0.1
 FLOW_SIDE, PICTURE_SIDE = 256, 64
+NATURAL_EVERY, TEXT_EVERY = 4, 2  # sampled frames
+UNKNOWN = np.full(natural.FEATURES, np.nan, np.float32)
 
 
 @runtime_checkable
@@ -54,8 +60,9 @@ class Scan:
     ``columns`` hold one value for each of the frames in ``sampled``: the measurements of
     `quality` and `motion`; NaN where no later frame was left to compare with.
     ``pictures`` are those frames, small, uint8 ``n h w 3``. ``smooth`` are the means of all frames
-    from each of them to the next. ``thumbs`` are all frames at 9x16, uint8 ``t 9 16 3``. ``tiny``
-    is every frame at 27x48 if asked for, ``watched`` what a watcher found.
+    from each of them to the next. ``thumbs`` are all frames at 9x16, uint8 ``t 9 16 3``.
+    ``natural`` are `natural.features` of some of the sampled frames, NaN for the others,
+    ``looks`` the text that a detector saw, ``watched`` the cuts that a watcher found.
     """
 
     name: str
@@ -70,7 +77,8 @@ class Scan:
     pictures: np.ndarray
     smooth: np.ndarray
     thumbs: np.ndarray
-    tiny: np.ndarray | None = None
+    natural: np.ndarray
+    looks: tuple[text.Look, ...] = ()
     watched: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -95,8 +103,10 @@ class Scan:
         return bool((np.diff(self.pts) > 0).all())
 
 
-def scan(path: str | Path, *, tiny: bool = False, watcher: Watcher | None = None) -> Scan:
-    """Decode a whole video once and measure it.
+def scan(
+    path: str | Path, *, watcher: Watcher | None = None, detector: text.Detector | None = None
+) -> Scan:
+    """Decode a whole video once and measure it; the decoder works a few frames ahead.
 
     Raises:
         FileNotFoundError: no such file.
@@ -105,13 +115,49 @@ def scan(path: str | Path, *, tiny: bool = False, watcher: Watcher | None = None
     name = str(path)
     with open_video(path) as container:
         collector = None
-        for frame in decode(container, name):
-            if collector is None:
-                collector = Collector(name, describe(container, frame), tiny, watcher)
-            collector.add(frame)
+        with _ahead(decode(container, name)) as frames:
+            for frame in frames:
+                if collector is None:
+                    collector = Collector(name, describe(container, frame), watcher, detector)
+                collector.add(frame)
     if collector is None:
         raise VideoError(f"{name}: no frames")
     return collector.finish()
+
+
+@contextmanager
+def _ahead(frames: Iterator[av.VideoFrame], count: int = 8) -> Generator[Iterator[av.VideoFrame]]:
+    """Yield an iterator over frames that another thread decodes, at most ``count`` ahead."""
+    ready: queue.Queue[av.VideoFrame | BaseException | None] = queue.Queue(count)
+    stopped = threading.Event()
+
+    def work() -> None:
+        last: BaseException | None = None
+        try:
+            for frame in frames:
+                if stopped.is_set():
+                    return
+                ready.put(frame)
+        except BaseException as e:  # raised again where the frames are wanted
+            last = e
+        ready.put(last)
+
+    def taken() -> Iterator[av.VideoFrame]:
+        while (found := ready.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield taken()
+    finally:
+        stopped.set()
+        while thread.is_alive():
+            with suppress(queue.Empty):
+                ready.get(timeout=0.01)
+        thread.join()
 
 
 @dataclass
@@ -120,8 +166,8 @@ class Collector:
 
     name: str
     info: VideoInfo
-    keep_tiny: bool
-    watcher: Watcher | None
+    watcher: Watcher | None = None
+    detector: text.Detector | None = None
     pts: list[int] = field(default_factory=list)
     corrupt: list[bool] = field(default_factory=list)
     change: list[float] = field(default_factory=list)
@@ -131,7 +177,8 @@ class Collector:
     pictures: list[np.ndarray] = field(default_factory=list)
     sums: list[np.ndarray] = field(default_factory=list)
     thumbs: list[np.ndarray] = field(default_factory=list)
-    tiny: list[np.ndarray] = field(default_factory=list)
+    natural: list[np.ndarray] = field(default_factory=list)
+    looks: list[text.Look] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         info = self.info
@@ -142,7 +189,9 @@ class Collector:
         turned = info.rotation in (90, 270)
         self.small = _fit(*(self.size[::-1] if turned else self.size), PICTURE_SIDE)
         self.before: tuple[np.ndarray, np.ndarray] | None = None
+        self.large = _fit(info.width, info.height, text.SIDE)
         self.rgb, self.gray = VideoReformatter(), VideoReformatter()  # making one is slow
+        self.larger = VideoReformatter()
         self.waiting: list[tuple[int, int, np.ndarray]] = []
 
     def add(self, frame: av.VideoFrame) -> None:
@@ -157,8 +206,6 @@ class Collector:
         small = cv2.resize(picture, self.small, interpolation=cv2.INTER_AREA)
         self._compare(small)
         self.thumbs.append(cv2.resize(small, (16, 9), interpolation=cv2.INTER_AREA))
-        if self.keep_tiny:
-            self.tiny.append(cv2.resize(picture, (48, 27), interpolation=cv2.INTER_AREA))
         if self.watcher is not None:
             self.watcher.add(picture, float(self.pts[-1] * info.time_base))
         gray = None
@@ -167,7 +214,7 @@ class Collector:
             self.sampled.append(index)
             self.pictures.append(small)
             self.sums.append(np.zeros(small.shape, np.uint32))
-            self.rows.append(quality.measure(convert(self.gray, frame, "gray")))
+            self._measure(frame, index)
             self.waiting.append((len(self.rows) - 1, index, gray))
         self.sums[-1] += small
         if self.waiting and index - self.waiting[0][1] == self.lag:
@@ -176,6 +223,18 @@ class Collector:
                 gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
             seconds = float((self.pts[index] - self.pts[earlier]) * info.time_base)
             self.rows[row] |= motion.measure(start, gray, max(seconds, 1e-3))
+
+    def _measure(self, frame: av.VideoFrame, index: int) -> None:
+        """Look at a sampled frame at a larger size; not at all of them for what is costly."""
+        number, seconds = len(self.rows), float(self.pts[index] * self.info.time_base)
+        gray = convert(self.gray, frame, "gray")
+        self.rows.append(quality.measure(gray))
+        described = natural.features(gray) if number % NATURAL_EVERY == 0 else None
+        self.natural.append(UNKNOWN if described is None else described)
+        if self.detector is not None and number % TEXT_EVERY == 0:
+            large = upright(convert(self.larger, frame, "rgb24", *self.large), self.info.rotation)
+            luma = self.rows[-1]["luma"]
+            self.looks.append(text.Look(index, seconds, luma, self.detector(large)))
 
     def _compare(self, small: np.ndarray) -> None:
         hsv = cv2.cvtColor(small, cv2.COLOR_RGB2HSV).astype(np.int16)
@@ -212,7 +271,8 @@ class Collector:
             pictures=np.stack(self.pictures),
             smooth=self._smooth(),
             thumbs=np.stack(self.thumbs),
-            tiny=np.stack(self.tiny) if self.tiny else None,
+            natural=np.stack(self.natural),
+            looks=tuple(self.looks),
             watched=tuple(self.watcher.found()) if self.watcher else (),
         )
 

@@ -11,9 +11,8 @@ import numpy as np
 
 from . import manifest
 from .dedup import unit
-from .embed import Embedding, Variant, mirrored, unpack
-from .ledger import read_vectors
-from .pipeline import LEDGER
+from .embed import Embedding, forms, unpack
+from .ledger import LEDGER, read_vectors
 
 K1, B = 1.2, 0.75  # of BM25: Robertson and Zaragoza 2009
 
@@ -48,8 +47,7 @@ def like(folder: Path, query: str | Path, *, count: int = 10) -> list[Hit]:
     ]
     own = next((e for row, e in found if row["key"] == str(query)), None)
     asked = own or _embedded(Path(query), folder)
-    plain = [Variant("", asked.vector, asked.cells), *asked.variants]
-    queries = unit(np.stack([v.vector for v in [*plain, *map(mirrored, plain)]]))
+    queries = unit(np.stack([v.vector for v in forms(asked)]))
     cosines = unit(np.stack([e.vector for _, e in found])) @ queries.T
     scored = [
         (float(c), row)

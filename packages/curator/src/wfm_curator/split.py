@@ -37,10 +37,7 @@ def shots(scan: Scan, config: SplitConfig) -> list[int]:
             found = content_cuts(scan.change, scan.recoloured, config)
             return [0, *_with_gradual(gradual.without_flashes(found, scan.thumbs), scan, config)]
         case "transnet":
-            from .transnet import cuts
-
-            assert scan.tiny is not None, "scan(tiny=True) keeps the frames that TransNetV2 sees"
-            return [0, *_with_gradual(cuts(scan.tiny, config.threshold), scan, config)]
+            return [0, *_with_gradual(list(scan.watched), scan, config)]
         case "scenedetect":
             return [0, *(c for c in scan.watched if c < len(scan))]
         case _:
@@ -53,11 +50,16 @@ def _with_gradual(cuts: list[int], scan: Scan, config: SplitConfig) -> list[int]
 
 def watcher(config: SplitConfig) -> Watcher | None:
     """Return what must see the frames of a scan for this way to split, if anything."""
-    if config.method != "scenedetect":
-        return None
-    from .scenes import SceneWatcher
+    match config.resolved().method:
+        case "transnet":
+            from .transnet import ShotWatcher
 
-    return SceneWatcher(config.detector)
+            return ShotWatcher(config.threshold)
+        case "scenedetect":
+            from .scenes import SceneWatcher
+
+            return SceneWatcher(config.detector)
+    return None
 
 
 def content_cuts(change: np.ndarray, recoloured: np.ndarray, config: SplitConfig) -> list[int]:

@@ -7,8 +7,7 @@ from . import manifest
 from .config import DedupConfig
 from .dedup import Duplicate, find_duplicates
 from .embed import Embedding, unpack
-from .ledger import read_vectors
-from .pipeline import LEDGER
+from .ledger import LEDGER, read_vectors
 
 COSINES = (0.9, 0.92, 0.94, 0.96, 0.98, 0.99)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from . import rigs, sound
 from .analysis import Analysis, analyse
-from .config import SplitConfig
+from .config import LookConfig, SplitConfig
 from .embed import pack
 from .inputs import Recording
 from .video import Span, VideoInfo, Writer, copy_stream, cut
@@ -17,6 +17,7 @@ class AnalyseUnit:
     recording: Recording
     mark: str
     config: SplitConfig
+    look: LookConfig
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def analyse_unit(unit: AnalyseUnit) -> tuple[dict[str, Any], list[tuple[bytes, .
 def _analyse(unit: AnalyseUnit) -> Analysis:
     recording = unit.recording
     recording.fetch()
-    return analyse(recording.path, unit.config, name=recording.name, rig=recording.rig)
+    named = {"name": recording.name, "rig": recording.rig, "look": unit.look}
+    return analyse(recording.path, unit.config, **named)
 
 
 def cut_unit(unit: CutUnit) -> None:

@@ -1,4 +1,4 @@
-"""Ask a vision-language model about pictures, over the protocol that ``vllm serve`` speaks.
+"""Ask a vision-language model about pictures: a server as ``vllm serve`` is, or vLLM itself.
 
 Requests that are throttled (429), fail in the server (5xx) or take too long are tried again,
 later and later; what the server refuses for a reason is not.
@@ -14,7 +14,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .config import CaptionConfig
@@ -38,11 +40,7 @@ class Answer:
 
 
 class EndpointError(ValueError):
-    """There is no such server, or not the model that was asked for."""
-
-
-class _Refused(Exception):
-    """The server will not answer this request, however often it is asked."""
+    """There is no such server or model, or it will not answer, however often it is asked."""
 
 
 class _Busy(Exception):
@@ -53,8 +51,76 @@ class _Busy(Exception):
         self.wait = wait
 
 
+class Server:
+    """An OpenAI-compatible server; may be asked by several threads at once."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        key_variable: str = "OPENAI_API_KEY",
+        retries: int = 4,
+        timeout: float = 120.0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.address, self.key_variable = address.rstrip("/"), key_variable
+        self.retries, self.timeout, self.sleep = retries, timeout, sleep
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Return the JSON answer to a request, asked again where that may help.
+
+        Raises:
+            EndpointError: there is none.
+        """
+        for attempt in range(self.retries + 1):
+            try:
+                return self._once(path, body)
+            except _Busy as e:
+                if attempt == self.retries:
+                    raise EndpointError(f"{e}, {attempt + 1} times") from e
+                wait = 2.0**attempt * random.uniform(0.5, 1.5) if e.wait is None else e.wait
+                self.sleep(min(wait, LONGEST_WAIT))
+        raise AssertionError
+
+    def _once(self, path: str, body: dict[str, Any] | None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(self.key_variable):
+            headers["Authorization"] = f"Bearer {key}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.address}/{path}", data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                content = reply.read()
+        except urllib.error.HTTPError as e:
+            raise _explained(e) from e
+        except (OSError, http.client.HTTPException) as e:  # time-outs, lost connections
+            reason = getattr(e, "reason", None) or e
+            raise _Busy(f"{reason}" or type(e).__name__) from e
+        try:
+            return json.loads(content)
+        except ValueError as e:
+            raise EndpointError(f"the answer is not JSON: {content[:60]!r}") from e
+
+
+def first_model(server: Server, wanted: str, setting: str) -> str:
+    """Return the name of the model to ask for; ``auto`` is the first that is served.
+
+    Raises:
+        EndpointError: nobody answers there, or not as such a server does, or without the model.
+    """
+    where = f"{server.address}/models"
+    try:
+        names = [model["id"] for model in server.ask("models")["data"]]
+    except (EndpointError, KeyError, TypeError) as e:
+        raise EndpointError(f"{where}: no model answers ({e}); see {setting}") from e
+    if not names or wanted not in ("auto", *names):
+        have = ", ".join(names) or "none"
+        raise EndpointError(f"{where}: no model {wanted!r}, it serves: {have}")
+    return names[0] if wanted == "auto" else wanted
+
+
 class Endpoint:
-    """An OpenAI-compatible server; may be asked by several threads at once.
+    """A caption model behind a server; may be asked by several threads at once.
 
     Spends no more than ``config.budget_tokens``: when that much has been used, it asks no more.
     """
@@ -62,7 +128,14 @@ class Endpoint:
     def __init__(
         self, config: CaptionConfig, *, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        self.config, self.sleep = config, sleep
+        self.config = config
+        self.server = Server(
+            config.endpoint,
+            key_variable=config.key_variable,
+            retries=config.retries,
+            timeout=config.timeout,
+            sleep=sleep,
+        )
         self.model = "" if config.model == "auto" else config.model
         self.spent = 0
         self.lock = threading.Lock()
@@ -73,15 +146,7 @@ class Endpoint:
         Raises:
             EndpointError: nobody answers there, or not as such a server does.
         """
-        where = f"{self.config.endpoint}/models"
-        try:
-            names = [model["id"] for model in self._retried("models", None)["data"]]
-        except (_Refused, _Busy, KeyError, TypeError) as e:
-            raise EndpointError(f"{where}: no model answers ({e}); see caption.endpoint") from e
-        if not names or (self.model and self.model not in names):
-            have = ", ".join(names) or "none"
-            raise EndpointError(f"{where}: no model {self.config.model!r}, it serves: {have}")
-        self.model = self.model or names[0]
+        self.model = first_model(self.server, self.model or "auto", "caption.endpoint")
         return self.model
 
     def describe(self, pictures: Sequence[bytes], text: str) -> Answer:
@@ -91,84 +156,131 @@ class Endpoint:
             if budget is not None and self.spent >= budget:
                 return Answer("skipped", error="caption.budget_tokens are spent")
         try:
-            answer = _read(self._retried("chat/completions", self._request(pictures, text)))
-        except (_Refused, _Busy) as e:
+            answer = self._answer(conversation(pictures, text))
+        except EndpointError as e:
             return Answer("error", error=str(e))
         with self.lock:
             self.spent += answer.tokens
         return answer
 
-    def _request(self, pictures: Sequence[bytes], text: str) -> dict[str, Any]:
-        parts: list[dict[str, Any]] = [
-            {
-                "type": "image_url",
-                "image_url": {"url": "data:image/jpeg;base64," + base64.b64encode(p).decode()},
-            }
-            for p in pictures
-        ]
-        content = [*parts, {"type": "text", "text": text}]
-        return {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": self.config.max_tokens,
-            "temperature": self.config.temperature,
-        }
+    def _answer(self, messages: list[dict[str, Any]]) -> Answer:
+        """Ask the server."""
+        sampling = {"max_tokens": self.config.max_tokens, "temperature": self.config.temperature}
+        body = {"model": self.model, "messages": messages, **sampling}
+        return read(self.server.ask("chat/completions", body))
 
-    def _retried(self, path: str, body: dict[str, Any] | None) -> Any:
-        for attempt in range(self.config.retries + 1):
+
+class InProcess(Endpoint):
+    """A caption model that vLLM runs in this process (extra ``[vllm]``).
+
+    Threads that ask at the same time are answered together, as one batch.
+    """
+
+    def __init__(self, config: CaptionConfig) -> None:
+        super().__init__(config)
+        self.model = Path(config.vllm).name
+        self.engine: Any = None
+        self.waiting: list[tuple[list[dict[str, Any]], Future[Answer]]] = []
+        self.turn = threading.Lock()
+
+    def probe(self) -> str:
+        """Load the model, once, and return its name.
+
+        Raises:
+            ImportError: vLLM is not installed.
+            EndpointError: it cannot run this model.
+        """
+        if self.engine is None:
             try:
-                return self._once(path, body)
-            except _Busy as e:
-                if attempt == self.config.retries:
-                    raise _Busy(f"{e}, {attempt + 1} times") from e
-                wait = 2.0**attempt * random.uniform(0.5, 1.5) if e.wait is None else e.wait
-                self.sleep(min(wait, LONGEST_WAIT))
-        raise AssertionError
+                from vllm import LLM  # ty: ignore[unresolved-import]
+            except ImportError:
+                raise ImportError('caption.vllm needs: pip install "wfm-curator[vllm]"') from None
+            given = {"limit_mm_per_prompt": {"image": self.config.frames}, "seed": 0}
+            try:
+                self.engine = LLM(self.config.vllm, **given | self.config.vllm_options)
+            except (ValueError, OSError, RuntimeError) as e:
+                raise EndpointError(f"caption.vllm={self.config.vllm}: {e}") from e
+        return self.model
 
-    def _once(self, path: str, body: dict[str, Any] | None) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.config.key_variable):
-            headers["Authorization"] = f"Bearer {key}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            f"{self.config.endpoint.rstrip('/')}/{path}", data, headers
+    def _answer(self, messages: list[dict[str, Any]]) -> Answer:
+        """Wait for the turn, then ask for all who wait; who comes later may find it done."""
+        mine: Future[Answer] = Future()
+        with self.lock:
+            self.waiting.append((messages, mine))
+        with self.turn:
+            with self.lock:
+                batch, self.waiting = self.waiting, []
+            if batch:
+                self._ask([asked for asked, _ in batch], [future for _, future in batch])
+        return mine.result()
+
+    def _ask(self, asked: list[list[dict[str, Any]]], futures: list[Future[Answer]]) -> None:
+        from vllm import SamplingParams  # ty: ignore[unresolved-import]
+
+        sampling = SamplingParams(
+            max_tokens=self.config.max_tokens, temperature=self.config.temperature
         )
         try:
-            with urllib.request.urlopen(request, timeout=self.config.timeout) as reply:
-                content = reply.read()
-        except urllib.error.HTTPError as e:
-            raise _explained(e) from e
-        except (OSError, http.client.HTTPException) as e:  # time-outs, lost connections
-            reason = getattr(e, "reason", None) or e
-            raise _Busy(f"{reason}" or type(e).__name__) from e
-        try:
-            return json.loads(content)
-        except ValueError as e:
-            raise _Refused(f"the answer is not JSON: {content[:60]!r}") from e
+            replies = self.engine.chat(asked, sampling, use_tqdm=False)
+        except Exception as e:  # of any library below; one bad request must not cost the others
+            if len(asked) == 1:
+                futures[0].set_exception(EndpointError(f"{type(e).__name__}: {e}"))
+                return
+            for one, future in zip(asked, futures, strict=True):
+                self._ask([one], [future])
+            return
+        for reply, future in zip(replies, futures, strict=True):
+            said = reply.outputs[0]
+            counts = len(reply.prompt_token_ids or ()), len(said.token_ids)
+            try:
+                future.set_result(_answered(said.text, said.finish_reason, *counts))
+            except EndpointError as e:
+                future.set_exception(e)
 
 
-def _explained(error: urllib.error.HTTPError) -> _Busy | _Refused:
+def model_of(config: CaptionConfig) -> Endpoint | None:
+    """Return the caption model that the settings name, if any."""
+    if config.vllm:
+        return InProcess(config)
+    return Endpoint(config) if config.endpoint else None
+
+
+def conversation(pictures: Sequence[bytes], text: str) -> list[dict[str, Any]]:
+    """Return the messages that show a model JPEGs and ask it something."""
+    urls = ("data:image/jpeg;base64," + base64.b64encode(p).decode() for p in pictures)
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
+def _explained(error: urllib.error.HTTPError) -> _Busy | EndpointError:
     with error:
         said = " ".join(error.read(2000).decode(errors="replace").split())[:200]
         text = f"HTTP {error.code}: {said or error.reason}"
         if error.code != 429 and error.code < 500:
-            return _Refused(text)
+            return EndpointError(text)
         asked = error.headers.get("Retry-After", "")
         return _Busy(text, float(asked) if asked.isdecimal() else None)
 
 
-def _read(reply: Any) -> Answer:
-    """Take text, status and token counts from a chat completion."""
+def read(reply: Any) -> Answer:
+    """Take text, status and token counts from a chat completion.
+
+    Raises:
+        EndpointError: it is none, or empty.
+    """
     try:
         choice = reply["choices"][0]
-        text = choice["message"]["content"] or ""
-        reason = choice.get("finish_reason") or "stop"
+        text, reason = choice["message"]["content"] or "", choice.get("finish_reason")
         usage = reply.get("usage") or {}
-        counts = (int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens"))
-        text = " ".join(text.split())
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as e:
-        raise _Refused(f"the answer is no chat completion ({type(e).__name__}: {e})") from e
-    status = {"length": "truncated", "content_filter": "blocked"}.get(reason, "ok")
+        counts = [int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens")]
+        return _answered(text, reason, *counts)
+    except (KeyError, IndexError, TypeError, AttributeError) as e:
+        raise EndpointError(f"the answer is no chat completion ({type(e).__name__}: {e})") from e
+
+
+def _answered(text: str, reason: str | None, prompt: int, completion: int) -> Answer:
+    status = {"length": "truncated", "content_filter": "blocked"}.get(reason or "stop", "ok")
+    text = " ".join(text.split())
     if status == "ok" and not text:
-        raise _Refused("the answer is empty")
-    return Answer(status, text, "", *counts)
+        raise EndpointError("the answer is empty")
+    return Answer(status, text, "", prompt, completion)
