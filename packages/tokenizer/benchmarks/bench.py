@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wfm_tokenizer.config import PRESETS
 from wfm_tokenizer.convert import from_diffusers
+from wfm_tokenizer.kernels import linear
 from wfm_tokenizer.model import build
 
 NAME = "Cosmos-1.0-Tokenizer-CV8x8x8"
@@ -57,8 +58,11 @@ def main() -> None:
             ratios = f"{base[0] / encode:.2f} | {base[1] / decode:.2f}"
             megabytes = " | ".join(peak_of(name, frames, args))
             say(f"| {frames} | {name} | {encode:.2f} | {decode:.2f} | {ratios} | {megabytes} |")
-        encode, decode = flops(frames, args)
-        say(f"| {frames} | (floor: GFLOP as published) | {encode:.0f} | {decode:.0f} | | | | |")
+        work, moved, rate = flops(frames, args), traffic(frames, args), product_rate(args)
+        floor = " | ".join(f"{gflop / rate:.2f}" for gflop in work)
+        say(f"| {frames} | floor: as published, {rate:.0f} GFLOP/s | {floor} | | | | |")
+        amounts = " | ".join(f"{a:.0f} GFLOP, {b:.2f} GB" for a, b in zip(work, moved, strict=True))
+        say(f"| {frames} | operations; weights, input, output | {amounts} | | | | |")
     say(f"\nx: times faster than {'diffusers' if 'diffusers' in rows else 'the reference'}.\n")
     say("| stream of an encoder, bfloat16 | layers | attention, a minute at 24 frames/s |")
     say("| --- | --- | --- |")
@@ -164,12 +168,9 @@ def memory(args: argparse.Namespace) -> tuple[int, int]:
     used = []
     for call, data in zip(pair, inputs(args.frames[0], args), strict=True):
         if args.device == "cpu":
-            gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)  # what is free already must not hide what is taken
-            before = _status("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")  # forget the earlier peak
+            before = settle()
             call(data)
-            used.append(round((_status("VmHWM") - before) / 1024))
+            used.append(round((high_water() - before) / 2**20))
         else:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -178,9 +179,19 @@ def memory(args: argparse.Namespace) -> tuple[int, int]:
     return used[0], used[1]
 
 
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+def settle() -> int:
+    """Return what the process holds, in bytes, and forget its earlier peak."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already must not hide what is taken
+    Path("/proc/self/clear_refs").write_text("5")
+    return high_water()
+
+
+def high_water(process: int | str = "self") -> int:
+    """Return a process's peak of memory, in bytes; 0 for one that has ended."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    sizes = (int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return 1024 * next(sizes, 0)
 
 
 def flops(frames: int, args: argparse.Namespace) -> tuple[float, float]:
@@ -194,6 +205,27 @@ def flops(frames: int, args: argparse.Namespace) -> tuple[float, float]:
             call(data)
         counts.append(counter.get_total_flops() / 1e9)
     return counts[0], counts[1]
+
+
+def traffic(frames: int, args: argparse.Namespace) -> tuple[float, float]:
+    """Return the bytes that must move at least, in 1e9: weights, input and output, once each."""
+    with torch.device("meta"):
+        tokenizer = build(PRESETS[NAME])
+    size = getattr(torch, args.dtype).itemsize
+    through = sum(data.numel() for data in inputs(frames, args))
+    parts = (
+        (tokenizer.encoder, tokenizer.to_latent),
+        (tokenizer.from_latent, tokenizer.decoder),
+    )
+    weights = [sum(p.numel() for m in pair for p in m.parameters()) for pair in parts]
+    return size * (weights[0] + through) / 1e9, size * (weights[1] + through) / 1e9
+
+
+def product_rate(args: argparse.Namespace) -> float:
+    """Return how many GFLOP/s products of large matrices reach here, the best of ten."""
+    a = torch.rand(1024, 1024, device=args.device, dtype=getattr(torch, args.dtype))
+    best = min(seconds(lambda x: linear(x, a), a, args.device) for _ in range(10))
+    return 2 * 1024**3 / best / 1e9
 
 
 def stream_memory(height: int, width: int) -> tuple[int, int]:

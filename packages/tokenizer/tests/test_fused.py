@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from test_golden import CONTINUOUS, DISCRETE, assert_near, open_golden
 from test_streaming import assert_streams_exactly
 
-from wfm_tokenizer import DiscreteTokenizer, fused, kernels
+from wfm_tokenizer import DiscreteTokenizer, fused, fused_layers, kernels
 from wfm_tokenizer.layers import SpaceConv
 
 
@@ -14,10 +14,10 @@ from wfm_tokenizer.layers import SpaceConv
 def _either_way(request, monkeypatch):
     """Narrow networks take the way of wide ones too, and small videos go through in pieces."""
     if request.param == "winograd":
-        monkeypatch.setattr(fused, "WINOGRAD_WIDTH", 1)
-        monkeypatch.setattr(kernels, "TILES", 3)
+        monkeypatch.setattr(fused_layers, "WINOGRAD_WIDTH", 1)
+        monkeypatch.setattr(kernels, "SCRATCH", 40)
         monkeypatch.setattr(fused, "CELLS", 5)
-        monkeypatch.setattr(fused, "PIXELS", 100)
+        monkeypatch.setattr(fused_layers, "PIXELS", 100)
         monkeypatch.setattr(kernels, "QUERIES", 3)
     else:
         monkeypatch.setattr(kernels, "ONEDNN", False)

@@ -4,7 +4,7 @@ from conftest import FAMILIES, make, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wfm_tokenizer import ContinuousTokenizer, DiscreteTokenizer, TokenizerConfig
+from wfm_tokenizer import PRESETS, ContinuousTokenizer, DiscreteTokenizer, TokenizerConfig
 from wfm_tokenizer.fsq import FSQ
 from wfm_tokenizer.model import pad_to_fit
 
@@ -30,6 +30,25 @@ def test_a_latent_frame_ignores_all_later_video_frames(family):
     changed[:, :, 1 + time :] = noise(*changed[:, :, 1 + time :].shape, seed=1)
     a, b = family.encode_codes(video), family.encode_codes(changed)
     torch.testing.assert_close(a[:, :, :2], b[:, :, :2], rtol=0, atol=1e-6)
+
+
+@settings(max_examples=40)
+@given(name=st.sampled_from(sorted(PRESETS)), cut=st.integers(1, 3), seed=st.integers(0, 9))
+def test_no_variant_sees_the_future(name, cut, seed):
+    """Every preset, made narrow: what comes later never changes an earlier latent, or frame."""
+    full = PRESETS[name]
+    narrow = {"channels": 32 if full.norm_groups > 1 else 4, "z_channels": 8, "resolution": 1024}
+    tokenizer = make(full.model_copy(update=narrow))
+    time, _, _ = tokenizer.compression
+    video = video_for(tokenizer, groups=3, cells=(1, 2), seed=seed)
+    known = 1 + (cut - 1) * time
+    changed = torch.cat((video[:, :, :known], video[:, :, known:].flip(1, 2) * 0.5), 2)
+    codes, other = tokenizer.encode_codes(video), tokenizer.encode_codes(changed)
+    torch.testing.assert_close(codes[:, :, :cut], other[:, :, :cut], rtol=0, atol=1e-6)
+    changed = torch.cat((codes[:, :, :cut], codes[:, :, cut:] * 0.5 - 1), 2)
+    output, other = tokenizer.decode_codes(codes), tokenizer.decode_codes(changed)
+    torch.testing.assert_close(output[:, :, :known], other[:, :, :known], rtol=0, atol=1e-6)
+    assert not torch.allclose(output[:, :, known:], other[:, :, known:], atol=1e-3)
 
 
 def test_a_video_frame_ignores_all_later_latent_frames(family):

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from .config import PRESETS, TokenizerConfig
     from .loading import builtins, load, pico_cv4x8x8, pico_dv8x16x16
     from .model import ContinuousTokenizer, DiscreteTokenizer
-    from .training import TrainConfig, train
+    from .train_config import TrainConfig
+    from .training import train
 
 __version__ = "0.1.0"
 
@@ -35,7 +36,7 @@ _HOMES = {
     "load": "loading",
     "pico_cv4x8x8": "loading",
     "pico_dv8x16x16": "loading",
-    "TrainConfig": "training",
+    "TrainConfig": "train_config",
     "train": "training",
 }
 

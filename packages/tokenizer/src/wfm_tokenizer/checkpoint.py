@@ -1,6 +1,7 @@
 """Models on disk: folders of ``config.json`` and ``model.safetensors``, found and written."""
 
 import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -111,7 +112,31 @@ def write_weights(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"format": "pt", **(metadata or {})})
+        _sort_metadata(partial)
         partial.chmod(0o644)  # safetensors lets nobody else read
+
+
+def _sort_metadata(path: Path) -> None:
+    """Give equal content equal bytes: the library writes metadata in an order drawn by chance."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
+
+
+def named(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put a prefix before each name."""
+    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
+
+
+def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Undo :func:`named`."""
+    start = f"{prefix}."
+    return {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
 
 
 def fingerprint(config: str, tensors: Mapping[str, Tensor]) -> str:

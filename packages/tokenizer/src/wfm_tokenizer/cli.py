@@ -96,6 +96,9 @@ def _add_way(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--reference", action="store_true", help="compute layer by layer as published, not fused"
     )
+    command.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="take huge frames in tiles of this side; inexact"
+    )
 
 
 def encode(args: argparse.Namespace) -> int:
@@ -172,7 +175,7 @@ def evaluate(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     """Train, and print the figures of the result."""
     from .settings import load_settings
-    from .training import TrainConfig
+    from .train_config import TrainConfig
     from .training import train as run
 
     changes = list(args.changes)
@@ -235,7 +238,8 @@ def _load(
     dtype = getattr(torch, args.dtype or ("float32" if device == "cpu" else "bfloat16"))
     tokenizer = load(source or args.model, device=device, dtype=torch.float32)
     logger.info("%s on %s", tokenizer.config.name, device)
-    return tokenizer.to(dtype) if args.reference else tokenizer.fused(dtype)
+    tokenizer = tokenizer.to(dtype) if args.reference else tokenizer.fused(dtype)
+    return tokenizer.tiled(args.tile) if args.tile else tokenizer
 
 
 def _each(args: argparse.Namespace, one: Callable[[Path, Report], dict[str, Any]]) -> int:

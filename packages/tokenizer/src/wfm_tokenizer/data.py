@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
+from operator import ge
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -48,9 +49,15 @@ class BatchShape(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     frames: int = Field(gt=0)
-    size: int = Field(gt=0, description="side of the square crop, pixels")
-    batch: int = Field(gt=0)
+    size: int = Field(gt=0, description="height of the crop, pixels")
+    width: int | None = Field(None, gt=0, description="of the crop, pixels; None: a square")
+    batch: int = Field(gt=0, description="clips, of all processes together")
     weight: float = Field(1.0, gt=0)
+
+    @property
+    def columns(self) -> int:
+        """The crop's width."""
+        return self.width or self.size
 
 
 @runtime_checkable
@@ -93,15 +100,17 @@ class ClipCache:
         out = [some[::every] for some in self.clips]
         return ClipCache(self.sources, kept), ClipCache(self.sources, out)
 
-    def batch(self, shape: BatchShape, dice: random.Random) -> Float[Tensor, "b 3 t h w"]:
-        """Cut random clips, flipped left to right half of the time."""
+    def batch(
+        self, shape: BatchShape, dice: random.Random, part: slice = slice(None)
+    ) -> Float[Tensor, "b 3 t h w"]:
+        """Cut random clips, flipped left to right half of the time; return ``part`` of them."""
         sources = self._fitting(shape)
         weights = [source.weight for source in sources]
         samples = []
         for source in dice.choices(sources, weights, k=shape.batch):
             clip = dice.choices(source.clips, cum_weights=source.lengths)[0]
             samples.append(_cut(clip, shape, dice))
-        return torch.stack(samples) / 127.5 - 1
+        return torch.stack(samples[part]) / 127.5 - 1
 
     def _fitting(self, shape: BatchShape) -> "list[_Fitting]":
         """For each source: the clips that are large enough, their running lengths, its weight."""
@@ -109,12 +118,13 @@ class ClipCache:
             return self._by_shape[shape]
         fitting = []
         for source, clips in zip(self.sources, self.clips, strict=True):
-            enough = [c for c in clips if len(c) >= shape.frames and min(c.shape[2:]) >= shape.size]
+            box = (shape.frames, 3, shape.size, shape.columns)
+            enough = [c for c in clips if all(map(ge, c.shape, box))]
             if enough:
                 lengths = list(accumulate(len(c) for c in enough))
                 fitting.append(_Fitting(enough, lengths, source.weight))
         if not fitting:
-            raise ValueError(f"no clip has {shape.frames} frames of {shape.size}x{shape.size}")
+            raise ValueError(f"no clip has {shape.frames} frames of {shape.size}x{shape.columns}")
         self._by_shape[shape] = fitting
         return fitting
 
@@ -129,8 +139,9 @@ def _cut(clip: UInt8[Tensor, "t 3 h w"], shape: BatchShape, dice: random.Random)
     """Cut a random box out of a clip, as ``3 t h w``."""
     t, _, h, w = clip.shape
     start = dice.randint(0, t - shape.frames)
-    top, left = dice.randint(0, h - shape.size), dice.randint(0, w - shape.size)
-    box = clip[start : start + shape.frames, :, top : top + shape.size, left : left + shape.size]
+    top, left = dice.randint(0, h - shape.size), dice.randint(0, w - shape.columns)
+    rows, columns = slice(top, top + shape.size), slice(left, left + shape.columns)
+    box = clip[start : start + shape.frames, :, rows, columns]
     return (box.flip(-1) if dice.random() < 0.5 else box).transpose(0, 1)
 
 

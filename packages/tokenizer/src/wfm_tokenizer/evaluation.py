@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .config import Statistics
 from .data import ClipCache
+from .memory import forget_peak, peak_bytes
 from .metrics import block_mean, frechet_distance, perplexity, psnr, ssim
 from .model import ContinuousTokenizer, DiscreteTokenizer
 
@@ -108,7 +109,8 @@ def measure(
     ``psnr`` (dB, over all frames of a clip) and ``ssim`` are means over clips; beside them the
     ``psnr`` of mean colours, the least that a codec must beat. ``bits_per_pixel`` counts a token as
     log2 of the vocabulary and a channel of a latent as 16. ``features`` turns clips into vectors,
-    whose Frechet distance is ``rfvd``. Frames per second are of the network alone.
+    whose Frechet distance is ``rfvd``. Frames per second are of the network alone; ``peak_mb`` is
+    the most that the process (on a GPU: its tensors) held meanwhile, weights included.
     """
     groups: dict[tuple[int, int], list[dict[str, float]]] = {}
     vectors: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
@@ -135,6 +137,7 @@ def measure(
             "bits_per_pixel": round(sums["bits"] / (frames * size[0] * size[1]), 5),
             "encode_frames_per_s": round(frames / sums["encode_s"], 1),
             "decode_frames_per_s": round(frames / sums["decode_s"], 1),
+            "peak_mb": round(max(f["peak"] for f in groups[size]) / 2**20),
         }
         if features is not None and count > 1:
             row["rfvd"] = round(frechet_distance(*map(torch.cat, vectors[size])), 3)
@@ -146,10 +149,15 @@ def _measure_clip(
     tokenizer: ContinuousTokenizer | DiscreteTokenizer, video: Float[Tensor, "1 3 t h w"]
 ) -> tuple[dict[str, float], Float[Tensor, "1 3 t h w"]]:
     """Return what is added up over clips, and the reconstruction."""
+    forget_peak(video.device)
     began = time.perf_counter()
     codes = tokenizer.encode_codes(video)
+    if video.is_cuda:
+        torch.cuda.synchronize()
     encoded = time.perf_counter()
     output = tokenizer.decode_codes(codes).to(video.dtype)
+    if video.is_cuda:
+        torch.cuda.synchronize()
     decoded = time.perf_counter()
     vocab = tokenizer.config.vocab_size if tokenizer.config.levels else 0
     cells = codes[:, 0].numel()
@@ -162,6 +170,7 @@ def _measure_clip(
         "bits": cells * log2(vocab) if vocab else 16 * codes.numel(),
         "encode_s": encoded - began,
         "decode_s": decoded - encoded,
+        "peak": peak_bytes(video.device),
     }
     return figures, output
 

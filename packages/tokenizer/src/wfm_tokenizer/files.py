@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .checkpoint import read_weights, write_weights
+from .checkpoint import named, part, read_weights, write_weights
 from .metrics import ratio, squared_error, ssim
 from .model import ContinuousTokenizer, DiscreteTokenizer, pad_to_fit
 from .video import iterate_video, open_video, to_frames, to_model
@@ -27,6 +27,9 @@ Report = Callable[[int, int], None]
 
 CELLS = 4096
 """Latent cells that the networks take at once, as a rule."""
+
+PIECE = 2**24
+"""Pixels of the frames of a piece, at least: 256 of 256x256, 18 of 1280x720."""
 
 TIME = -3
 """The axis of time, in latents and in tokens."""
@@ -110,6 +113,7 @@ def encode_file(
         if work.due():
             piece = {"latent": torch.cat(latents, TIME)}
             write_weights(work.piece(work.count, ".safetensors"), piece)
+            work.count += 1
             work.save(named("encoder", encoder.state_dict()) | {"frames": torch.tensor(count)})
             latents = []
     latents.append(encoder.flush().cpu())
@@ -143,9 +147,9 @@ def decode_file(
             pieces.write(frames)
             at, count = at + latent.shape[TIME], count + len(frames)
             report(len(frames), content.frames)
-            if work.due():
+            if pieces.end():
                 figures = {"latents": torch.tensor(at), "frames": torch.tensor(count)}
-                pieces.save(named("decoder", decoder.state_dict()) | figures)
+                work.save(named("decoder", decoder.state_dict()) | figures)
         pieces.join(out)
     return content
 
@@ -180,10 +184,10 @@ def reconstruct_file(
         for frames in film.chunks(tokenizer, count):
             waiting = torch.cat((waiting, frames))
             show(encoder.push(_prepare(frames, tokenizer)))
-            if work.due():
+            if pieces.end():
                 streams = named("encoder", encoder.state_dict())
                 streams |= named("decoder", decoder.state_dict())
-                pieces.save(streams | {"waiting": waiting, "tally": tally})
+                work.save(streams | {"waiting": waiting, "tally": tally})
         show(encoder.flush())
         pieces.join(out)
     error, likeness, total = tally.tolist()
@@ -234,12 +238,17 @@ class Film(NamedTuple):
 
 
 class Pieces:
-    """A video file that grows in pieces, each of which a killed process leaves behind."""
+    """A video file that grows in pieces, each of which a killed process leaves behind.
+
+    Where a piece ends depends on the frames alone, not on the clock or on kills: so the bytes of
+    the whole do not either.
+    """
 
     def __init__(self, work: Work, fps: float) -> None:
         self.work, self.fps = work, fps
         self._open = ExitStack()
         self._write: Callable[[UInt8[Tensor, "t 3 h w"]], None] | None = None
+        self._pixels = 0
 
     def __enter__(self) -> "Pieces":
         return self
@@ -254,13 +263,16 @@ class Pieces:
             self._write = self._open.enter_context(video_writer(piece, self.fps))
         if self._write is not None:
             self._write(frames)
+            self._pixels += frames[:, 0].numel()
 
-    def save(self, state: dict[str, Tensor]) -> None:
-        """End the piece and save the state after it."""
-        if self._write is not None:
-            self._open.close()
-            self._write = None
-            self.work.save(state)
+    def end(self) -> bool:
+        """End the piece if it is long enough; is it time to save the state after it?"""
+        if self._pixels < PIECE:
+            return False
+        self._open.close()
+        self._write, self._pixels = None, 0
+        self.work.count += 1
+        return self.work.due()
 
     def join(self, out: str | Path) -> None:
         """Write the whole file."""
@@ -282,25 +294,13 @@ def identity(path: str | Path) -> dict[str, str]:
 
 def mode(tokenizer: AnyTokenizer) -> dict[str, str]:
     """Return what changes when the tokenizer or its way of computing does."""
-    way = f"{'fused' if tokenizer.is_fused else 'reference'} {tokenizer.dtype} {tokenizer.device}"
-    return {"fingerprint": tokenizer.fingerprint, "mode": way}
+    return {"fingerprint": tokenizer.fingerprint, "mode": tokenizer.way}
 
 
 def chunk_length(tokenizer: AnyTokenizer, height: int, width: int) -> int:
     """Return how many latent frames the networks take at once: many small ones, one large."""
     _, high, wide = tokenizer.compression
     return max(1, min(16, CELLS // (-(-height // high) * -(-width // wide))))
-
-
-def named(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Put a prefix before each name."""
-    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
-
-
-def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Undo :func:`named`."""
-    start = f"{prefix}."
-    return {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
 
 
 def chunks(

@@ -12,6 +12,7 @@ What is algebra on weights is done once, when the mode is made:
 Equal to the reference up to rounding, and without gradients.
 """
 
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import TypeVar
 
@@ -22,7 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .config import TokenizerConfig
-from .kernels import attend, linear, winograd, winograd_weight
+from .fused_layers import Dense, Space, SpaceDown, SpaceUp, Time, TimeUp
+from .kernels import attend
 from .layers import (
     Attention,
     Conv,
@@ -35,159 +37,15 @@ from .layers import (
     SpaceAttention,
     VideoDownsample,
     VideoUpsample,
-    look_back,
-    remember,
+    look_at_past,
 )
 from .memory import Memory
-from .network import Decoder, Encoder, Level, Middle
+from .network import Decoder, Encoder, Keep, Level, Middle
 
 M = TypeVar("M", bound=nn.Module)
 
-WINOGRAD_WIDTH = 192
-"""Channels, geometric mean, from which Winograd's fewer products pay for its additions."""
-
-PIXELS = 4096
-"""Pixels of whole frames that go through a convolution in space at once."""
-
 CELLS = 4096
 """Latent cells of whole frames that go through a network at once; more follow as in a stream."""
-
-
-PAIRS = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
-"""Which of three taps fall on which of two pixels: seen from the first of a pair, the second."""
-
-
-class Fixed(nn.Module):
-    """Weights that are computed from others: not parameters, and not saved."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("bias", bias.clone(), persistent=False)
-
-
-class Dense(Fixed):
-    """A matrix that acts on each pixel's channels."""
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__(weight.contiguous(), bias)
-
-    def forward(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n k"]:
-        return linear(x, self.weight, self.bias)
-
-
-class Space(Fixed):
-    """A 3x3 convolution of each frame, after norm and activation if there is a norm."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, norm: FrameNorm | None = None) -> None:
-        super().__init__(weight.contiguous(memory_format=torch.channels_last), bias)
-        self.norm = deepcopy(norm)
-        self.fast = False
-
-    def choose(self) -> None:
-        """Take Winograd's way where it pays: in full precision, on a CPU, with wide layers."""
-        k, c = self.weight.shape[:2]
-        wide = c * k >= WINOGRAD_WIDTH**2
-        if wide and self.weight.device.type == "cpu" and self.weight.dtype == torch.float32:
-            self.weight, self.fast = winograd_weight(self.weight), True
-
-    def forward(self, x: Frames) -> Float[Tensor, "b t h w c2"]:
-        b, t, h, w, _ = x.shape
-        out = x.new_empty(b * t, h, w, len(self.bias))
-        count = max(1, PIXELS // (h * w))
-        for frames, target in zip(x.flatten(0, 1).split(count), out.split(count), strict=True):
-            if self.norm is not None:
-                frames = F.silu(self.norm(frames[None])[0], inplace=True)
-            if self.fast:
-                winograd(frames, self.weight, self.bias, target)
-            else:
-                target.copy_(convolve(frames, self.weight, self.bias, padding=1))
-        return out.unflatten(0, (b, t))
-
-
-class SpaceDown(Fixed):
-    """A 3x3 convolution of every second pixel, padded at the right and at the bottom."""
-
-    def forward(self, x: Frames) -> Float[Tensor, "b t h2 w2 c2"]:
-        frames = F.pad(x.flatten(0, 1), (0, 0, 0, 1, 0, 1))
-        return convolve(frames, self.weight, self.bias, stride=2).unflatten(0, x.shape[:2])
-
-
-class SpaceUp(Fixed):
-    """A 3x3 convolution of pixels doubled 2x2: for each of the four, 2x2 taps of the small one."""
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        pairs = torch.tensor(PAIRS).to(weight)
-        super().__init__(torch.einsum("yir, kcrs, xjs -> yxkcij", pairs, weight, pairs), bias)
-
-    def forward(self, x: Frames) -> Float[Tensor, "b t h2 w2 c2"]:
-        b, t, h, w, _ = x.shape
-        out = x.new_empty(b * t, 2 * h, 2 * w, len(self.bias))
-        for frame, target in zip(x.flatten(0, 1).split(1), out.split(1), strict=True):
-            for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
-                y = convolve(frame, self.weight[i, j], self.bias, padding=1)
-                target[:, i::2, j::2] = y[:, i : i + h, j : j + w]
-        return out.unflatten(0, (b, t))
-
-
-class Time(Fixed):
-    """Three taps in time, of every frame or of every second one."""
-
-    first: Tensor
-    second: Tensor
-    last: Tensor
-
-    def __init__(self, weight: Float[Tensor, "k c 3"], bias: Tensor, *, stride: int = 1) -> None:
-        super().__init__(weight[..., None].contiguous(), bias)
-        self.stride = stride
-        self.register_buffer("first", weight.sum(-1).contiguous(), persistent=False)
-        self.register_buffer("second", weight[..., :2].sum(-1).contiguous(), persistent=False)
-        self.register_buffer("last", weight[..., 2].contiguous(), persistent=False)
-
-    def forward(self, x: Frames, memory: Memory | None) -> Float[Tensor, "b t2 h w c2"]:
-        t = x.shape[1]
-        starts = memory is None or self not in memory
-        past = look_back(self, x, 3 - self.stride, memory)
-        if not starts:
-            return self._slide(torch.cat((past, x), 1))
-        parts = [linear(x[:, :1], self.first, self.bias)]
-        if t > 1 and self.stride == 1:
-            second = linear(x[:, 1:2], self.last, self.bias)
-            parts.append(second.add_(linear(x[:, :1], self.second)))
-        if t > 2:
-            parts.append(self._slide(x))
-        return torch.cat(parts, 1) if t > 1 else parts[0]
-
-    def _slide(self, x: Frames) -> Float[Tensor, "b t2 h w c2"]:
-        return slide(x, self.weight, self.bias, stride=self.stride)
-
-
-class TimeUp(Fixed):
-    """Three taps in time of frames repeated twice: for each of the two, two taps of the single."""
-
-    first: Tensor
-
-    def __init__(self, weight: Float[Tensor, "k c 3"], bias: Tensor) -> None:
-        a, b, c = weight.unbind(-1)
-        taps = torch.stack((torch.cat((a + b, a)), torch.cat((c, b + c))), -1)
-        super().__init__(taps[..., None].contiguous(), bias.repeat(2))
-        self.register_buffer("first", weight.sum(-1).contiguous(), persistent=False)
-
-    def forward(self, x: Frames, memory: Memory | None) -> Float[Tensor, "b t2 h w c2"]:
-        starts = memory is None or self not in memory
-        past = look_back(self, x, 1, memory)
-        parts = []
-        if starts:
-            parts.append(linear(x[:, :1], self.first, self.bias[: len(self.first)]))
-        else:
-            x = torch.cat((past, x), 1)
-        if x.shape[1] > 1:
-            pairs = slide(x, self.weight, self.bias)
-            parts.append(rearrange(pairs, "b t h w (r c) -> b (t r) h w c", r=2))
-        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
 class FusedConv(nn.Module):
@@ -213,8 +71,10 @@ class FusedConv(nn.Module):
         self.space = Space(space, space_bias, norm)
         self.time = Time(*time) if time is not None else None
 
-    def forward(self, x: Frames, memory: Memory | None) -> Float[Tensor, "b t h w c2"]:
-        x = self.space(x)
+    def forward(
+        self, x: Frames, memory: Memory | None, out: Tensor | None = None
+    ) -> Float[Tensor, "b t h w c2"]:
+        x = self.space(x, out)
         return x if self.time is None else self.time(x, memory)
 
 
@@ -223,13 +83,16 @@ class FusedBlock(nn.Module):
         super().__init__()
         self.conv1 = FusedConv(block.conv1, block.norm1)
         self.conv2 = FusedConv(block.conv2, block.norm2)
-        shortcut = block.shortcut
-        self.shortcut = (
-            Dense(shortcut.weight, shortcut.bias) if isinstance(shortcut, Mix) else nn.Identity()
-        )
+        mix = block.shortcut
+        self.shortcut = Dense(mix.weight, mix.bias) if isinstance(mix, Mix) else None
 
     def forward(self, x: Frames, memory: Memory | None) -> Float[Tensor, "b t h w c2"]:
-        return self.conv2(self.conv1(x, memory), memory).add_(self.shortcut(x))
+        out = self.conv1(x, memory)
+        out = self.conv2(out, memory, out)
+        if self.shortcut is None:
+            return out.add_(x)
+        self.shortcut.add_to(out, x)
+        return out
 
 
 class FusedAttention(nn.Module):
@@ -251,12 +114,14 @@ class FusedAttention(nn.Module):
             return x
         n = rearrange(self.time_norm(x), "b t h w c -> (b h w) 1 t c")
         if memory is not None:
-            seen, mask = remember(self, n, memory)
-            n = F.scaled_dot_product_attention(self.time_query(n), seen, seen, mask)
+            n = look_at_past(self, n, memory, self._look)
         elif t > 1:
             n = F.scaled_dot_product_attention(self.time_query(n), n, n, is_causal=True)
         n = self.time_out(n.contiguous())
         return x.add_(rearrange(n, "(b h w) 1 t c -> b t h w c", b=b, h=h))
+
+    def _look(self, n: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(self.time_query(n), seen, seen, mask)
 
 
 class FusedResample(nn.Module):
@@ -306,33 +171,6 @@ class FusedResample(nn.Module):
         return x if self.after is None else self.after(x, memory)
 
 
-class FusedLevel(nn.Module):
-    def __init__(self, level: Level) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(FusedBlock(block) for block in each(ResBlock, level.blocks))
-        self.attentions = nn.ModuleList(
-            FusedAttention(a) for a in each(Attention, level.attentions)
-        )
-        self.resample = FusedResample(level.resample)
-
-    def forward(self, x: Frames, memory: Memory | None) -> Float[Tensor, "b t2 h2 w2 c2"]:
-        for i, block in enumerate(self.blocks):
-            x = block(x, memory)
-            if self.attentions:
-                x = self.attentions[i](x, memory)
-        return self.resample(x, memory)
-
-
-class FusedMiddle(nn.Module):
-    def __init__(self, middle: Middle) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(FusedBlock(block) for block in each(ResBlock, middle.blocks))
-        self.attention = FusedAttention(middle.attention)
-
-    def forward(self, x: Frames, memory: Memory | None) -> Frames:
-        return self.blocks[1](self.attention(self.blocks[0](x, memory), memory), memory)
-
-
 class FusedEncoder(nn.Module):
     """Video -> features, ``to_latent`` included."""
 
@@ -341,11 +179,15 @@ class FusedEncoder(nn.Module):
         self.compression = config.compression
         self.patcher = encoder.patcher
         matrix = encoder.patcher.matrix(3).to(to_latent.weight)
-        self.conv_in = FusedConv(encoder.conv_in, before=matrix)
-        self.levels = nn.ModuleList(FusedLevel(level) for level in each(Level, encoder.levels))
-        self.middle = FusedMiddle(encoder.middle)
         last = (to_latent.weight, to_latent.bias)
-        self.conv_out = FusedConv(encoder.conv_out, encoder.norm_out, after=last)
+        self.layers = nn.ModuleList(
+            [
+                FusedConv(encoder.conv_in, before=matrix),
+                *fuse_levels(encoder.levels),
+                *fuse_middle(encoder.middle),
+                FusedConv(encoder.conv_out, encoder.norm_out, after=last),
+            ]
+        )
 
     @torch.no_grad()
     def forward(
@@ -364,10 +206,10 @@ class FusedEncoder(nn.Module):
     def _run(
         self, video: Float[Tensor, "b 3 t h w"], memory: Memory | None
     ) -> Float[Tensor, "b tl hl wl c"]:
-        x = self.conv_in(self.patcher.cubes(video, memory), memory)
-        for level in self.levels:
-            x = level(x, memory)
-        return self.conv_out(self.middle(x, memory), memory)
+        x = self.patcher.cubes(video, memory)
+        for layer in self.layers:
+            x = layer(x, memory)
+        return x
 
 
 class FusedDecoder(nn.Module):
@@ -377,12 +219,16 @@ class FusedDecoder(nn.Module):
         super().__init__()
         self.compression = config.compression
         self.unpatcher = decoder.unpatcher
-        self.conv_in = FusedConv(decoder.conv_in)
-        self.middle = FusedMiddle(decoder.middle)
-        self.levels = nn.ModuleList(FusedLevel(level) for level in each(Level, decoder.levels))
         matrix = decoder.unpatcher.matrix(3).to(decoder.conv_out.space.weight)
-        after = (matrix, matrix.new_zeros(len(matrix)))
-        self.conv_out = FusedConv(decoder.conv_out, decoder.norm_out, after=after)
+        last = (matrix, matrix.new_zeros(len(matrix)))
+        self.layers = nn.ModuleList(
+            [
+                FusedConv(decoder.conv_in),
+                *fuse_middle(decoder.middle),
+                *fuse_levels(decoder.levels),
+                FusedConv(decoder.conv_out, decoder.norm_out, after=last),
+            ]
+        )
 
     @torch.no_grad()
     def forward(
@@ -405,27 +251,27 @@ class FusedDecoder(nn.Module):
     def _run(
         self, z: Float[Tensor, "b tl hl wl z"], memory: Memory | None
     ) -> Float[Tensor, "b 3 t h w"]:
-        x = self.middle(self.conv_in(z, memory), memory)
-        for level in self.levels:
-            x = level(x, memory)
-        return self.unpatcher.pixels(self.conv_out(x, memory), memory)
+        x = z
+        for layer in self.layers:
+            x = layer(x, memory)
+        return self.unpatcher.pixels(x, memory)
 
 
-def convolve(
-    frames: Float[Tensor, "n h w c"], weight: Tensor, bias: Tensor, **options: int
-) -> Float[Tensor, "n h2 w2 k"]:
-    """Convolve channels-last frames in space."""
-    y = F.conv2d(rearrange(frames, "n h w c -> n c h w"), weight, bias, **options)
-    return rearrange(y, "n c h w -> n h w c")
+def fuse_levels(levels: nn.ModuleList) -> Iterator[nn.Module]:
+    """Fuse what levels consist of, one layer after the other."""
+    for level in each(Level, levels):
+        attentions = each(Attention, level.attentions)
+        for i, block in enumerate(each(ResBlock, level.blocks)):
+            yield FusedBlock(block)
+            if attentions:
+                yield FusedAttention(attentions[i])
+        if not isinstance(level.resample, Keep):
+            yield FusedResample(level.resample)
 
 
-def slide(
-    x: Frames, weight: Float[Tensor, "k c taps 1"], bias: Tensor, *, stride: int = 1
-) -> Float[Tensor, "b t2 h w k"]:
-    """Convolve in time without padding."""
-    h = x.shape[2]
-    y = F.conv2d(rearrange(x, "b t h w c -> b c t (h w)"), weight, bias, stride=(stride, 1))
-    return rearrange(y, "b c t (h w) -> b t h w c", h=h)
+def fuse_middle(middle: Middle) -> Iterator[nn.Module]:
+    first, second = each(ResBlock, middle.blocks)
+    yield from (FusedBlock(first), FusedAttention(middle.attention), FusedBlock(second))
 
 
 def matrices(attention: SpaceAttention) -> tuple[FrameNorm, Dense, Dense]:

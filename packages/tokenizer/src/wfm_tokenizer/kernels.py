@@ -5,19 +5,25 @@ instead of 36, at the price of a few additions (Winograd's F(2x2, 3x3); Lavin an
 arXiv 1509.09308). With some hundred channels these products are 16 matrix products.
 """
 
+import mmap
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-TILES = 512
-"""2x2 squares at once: what they need stays in a core's caches."""
+SCRATCH = 2**16
+"""2x2 squares times channels at once: what they need stays in a core's caches."""
 
 KERNEL = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
-QUERIES = 1024
+QUERIES = 256
 """Pixels that look at all pixels at once."""
+
+LARGE = 2**20
+"""Bytes from which an activation is not left to the C library's heap."""
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -57,20 +63,24 @@ def winograd(
     out: Float[Tensor, "n h w k"],
 ) -> None:
     """Write the 3x3 convolution, padded by one zero, to ``out``."""
-    n, h, w, _ = x.shape
+    n, h, w, c = x.shape
     if h % 2 or w % 2:
         even = x.new_empty(n, h + h % 2, w + w % 2, weight.shape[2])
         winograd(F.pad(x, (0, 0, 0, w % 2, 0, h % 2)), weight, bias, even)
         out.copy_(even[:, :h, :w])
         return
-    rows = min(h // 2, max(1, 2 * TILES // w))
-    count = max(1, 4 * TILES // (h * w))
-    for first in range(0, n, count):
-        padded = F.pad(x[first : first + count], (0, 0, 1, 1, 1, 1))
-        for top in range(0, h, 2 * rows):
-            bottom = min(top + 2 * rows, h)
-            band = out[first : first + count, top:bottom]
-            _squares(padded[:, top : bottom + 2], weight, bias, band)
+    tiles = max(1, SCRATCH // max(c, weight.shape[2]))
+    rows = 2 * min(h // 2, max(1, 2 * tiles // w))
+    count = max(1, 4 * tiles // (h * w))
+    size = min(count, n) * rows * (w + 2) * c
+    scratch = room(x, 2 * size), room(x, 4 * size)  # for all bands; the last one may be smaller
+    for frames, target in zip(x.split(count), out.split(count), strict=True):
+        for top in range(0, h, rows):
+            bottom = min(top + rows, h)
+            above, below = top > 0, bottom < h
+            band = frames[:, top - above : bottom + below]
+            padded = F.pad(band, (0, 0, 1, 1, 1 - above, 1 - below))
+            _squares(padded, weight, bias, target[:, top:bottom], scratch)
 
 
 def _squares(
@@ -78,15 +88,16 @@ def _squares(
     weight: Float[Tensor, "4 4 k c"],
     bias: Float[Tensor, " k"],
     out: Float[Tensor, "n h w k"],
+    scratch: tuple[Tensor, Tensor],
 ) -> None:
     """Convolve a band of rows."""
     n, height, width, c = padded.shape
     h, w, k = height // 2 - 1, width // 2 - 1, weight.shape[2]
-    lines = padded.new_empty(4, n, h, width, c)
+    lines = scratch[0][: 4 * n * h * width * c].view(4, n, h, width, c)
     _differences([padded[:, i : i + 2 * h - 1 : 2] for i in range(4)], lines)
-    squares = padded.new_empty(4, 4, n, h, w, c)  # column, row of a square
+    # By column and row of a square:
+    squares = scratch[1][: 16 * n * h * w * c].view(4, 4, n, h, w, c)
     _differences([lines[..., j : j + 2 * w - 1 : 2, :] for j in range(4)], squares)
-    del lines
     halves: tuple[list[Tensor], list[Tensor]] = ([], [])
     for i in range(4):
         a, b, c_, d = (
@@ -110,6 +121,18 @@ def _differences(x: list[Tensor], out: Tensor) -> None:
     torch.sub(x[1], x[3], out=out[3])
 
 
+def room(x: Tensor, *shape: int) -> Tensor:
+    """Return an empty tensor of ``x``'s type; a large one on a CPU straight from the system.
+
+    In the C library's heap, what lies between large blocks keeps their room from being used
+    again: there the peak was more than twice of what was in use.
+    """
+    size = prod(shape) * x.element_size()
+    if x.device.type != "cpu" or size < LARGE:
+        return x.new_empty(shape)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=x.dtype).view(shape)
+
+
 def attend(
     query: Float[Tensor, "n m c"], content: Float[Tensor, "n m c"]
 ) -> Float[Tensor, "n m c"]:
@@ -117,7 +140,7 @@ def attend(
     if not _prefers_onednn(query):
         query, content = query[:, None], content[:, None]
         return F.scaled_dot_product_attention(query, content, content)[:, 0]
-    out = torch.empty_like(query)
+    out = room(query, *query.shape)
     for q, keys, o in zip(query * query.shape[-1] ** -0.5, content, out, strict=True):
         values = keys.T.contiguous()
         for i in range(0, len(q), QUERIES):

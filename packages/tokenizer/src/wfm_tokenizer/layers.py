@@ -4,13 +4,18 @@ Everything takes and gives ``b t h w c``. Layers that look back in time take a `
 one, a video may come in chunks, and the outputs are those of the whole video.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .memory import Memory
+
+SEEN = 2**14
+"""Past vectors that temporal attention copies together at once."""
 
 Frames = Float[Tensor, "b t h w c"]
 
@@ -156,30 +161,42 @@ class TimeAttention(SpaceAttention):
         b, t, h, _, _ = x.shape
         n = rearrange(self.norm(x), "b t h w c -> (b h w) 1 t c")
         if memory is not None:
-            seen, mask = remember(self, n, memory)
-            n = F.scaled_dot_product_attention(self.q(n), self.k(seen), self.v(seen), mask)
+            n = look_at_past(self, n, memory, self._look)
         elif t == 1:
             n = self.v(n)
         else:
             n = F.scaled_dot_product_attention(self.q(n), self.k(n), self.v(n), is_causal=True)
         return x + rearrange(self.out(n), "(b h w) 1 t c -> b t h w c", b=b, h=h)
 
+    def _look(self, n: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(self.q(n), self.k(seen), self.v(seen), mask)
 
-def remember(
-    layer: nn.Module, n: Float[Tensor, "p 1 t c"], memory: Memory
-) -> tuple[Float[Tensor, "p 1 all c"], Bool[Tensor, "t all"]]:
-    """Return the frames that this chunk's look at, with the mask of who sees what."""
-    seen = torch.cat((memory.get(layer, n[:, :, :0]), n), 2)
-    t, length = n.shape[2], seen.shape[2]
+
+def look_at_past(
+    layer: nn.Module,
+    n: Float[Tensor, "p 1 t c"],
+    memory: Memory,
+    look: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Float[Tensor, "p 1 t c"]:
+    """Return ``look(frames, frames they look at, mask)``, and keep the frames for later chunks.
+
+    It goes through some places after the other: a copy of all the past would double it.
+    """
+    past = memory.past.setdefault(layer, [])
+    past.append(n)
+    t, length = n.shape[2], sum(part.shape[2] for part in past)
     mask = torch.ones(t, length, dtype=torch.bool, device=n.device).tril(length - t)
     if memory.max_context is not None:
         mask = mask.triu(length - t - memory.max_context + 1)
-        memory[layer] = seen[:, :, 1 - memory.max_context :].clone()
-        if memory.max_context == 1:
-            memory[layer] = seen[:, :, :0]
-    else:
-        memory[layer] = seen
-    return seen, mask
+    some = max(1, SEEN // length)
+    out = torch.empty_like(n)
+    for i in range(0, len(n), some):
+        seen = torch.cat([part[i : i + some] for part in past], 2)
+        out[i : i + some] = look(n[i : i + some], seen, mask)
+    if memory.max_context is not None:
+        first = max(0, length - memory.max_context + 1)
+        past[:] = [torch.cat(past, 2)[:, :, first:].clone()]
+    return out
 
 
 class Attention(nn.Module):

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from .checkpoint import CONFIG, WEIGHTS, fingerprint, replacing, write_weights
 from .config import TokenizerConfig
 from .fsq import FSQ
-from .fused import FusedDecoder, FusedEncoder, Space
+from .fused import FusedDecoder, FusedEncoder
+from .fused_layers import Space
 from .layers import Mix
 from .memory import Memory
 from .network import Decoder, Encoder
 from .streaming import StreamingDecoder, StreamingEncoder
+from .tiling import Tiled
 
 T = TypeVar("T", bound="Tokenizer")
 
@@ -35,10 +37,10 @@ class Tokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder: Encoder | FusedEncoder = Encoder(config)
+        self.encoder: Encoder | FusedEncoder | Tiled = Encoder(config)
         self.to_latent: Mix | nn.Identity = Mix(config.z_channels, config.latent_channels)
         self.from_latent = Mix(config.latent_channels, config.z_channels)
-        self.decoder: Decoder | FusedDecoder = Decoder(config)
+        self.decoder: Decoder | FusedDecoder | Tiled = Decoder(config)
         self.loaded_fingerprint: str | None = None
         self.register_load_state_dict_pre_hook(_drop_unused_resamplers)
 
@@ -124,7 +126,9 @@ class Tokenizer(nn.Module):
             and isinstance(to_latent, Mix)
             and isinstance(decoder, Decoder)
         ):
-            raise ValueError("this tokenizer is a fused one already; call fused() on the original")
+            raise ValueError(
+                "this tokenizer is fused or tiled already; call fused() on the original"
+            )
         other = copy(self)
         other._modules = {
             name: deepcopy(module)
@@ -142,10 +146,39 @@ class Tokenizer(nn.Module):
                 module.choose()
         return other
 
+    def tiled(self: T, size: int, overlap: int | None = None) -> T:
+        """Return a copy that works on huge frames in tiles; inexact, and for inference.
+
+        ``size``: the tiles' sides in pixels; ``overlap``: how much neighbours share, a quarter
+        if not given. Both are rounded down to latent cells. The weights are shared.
+
+        Raises:
+            ValueError: tiles of less than two cells, or an overlap of half a tile or more.
+        """
+        sides = self.compression[1:]
+        cells = (size // sides[0], size // sides[1])
+        shared = (size // 4 if overlap is None else overlap) // max(sides)
+        if min(cells) < 2 or shared < 0 or 2 * shared >= min(cells):
+            raise ValueError(
+                f"tiles of {size} pixels that share {overlap or size // 4}: take at least "
+                f"{2 * max(sides)} pixels, and an overlap of less than half a tile"
+            )
+        other = copy(self)
+        other._modules, other._buffers = dict(self._modules), dict(self._buffers)
+        other.loaded_fingerprint = self.fingerprint
+        for encodes, name in ((True, "encoder"), (False, "decoder")):
+            options = {"cells": cells, "overlap": shared, "compression": self.compression}
+            setattr(other, name, Tiled(getattr(self, name), encodes=encodes, **options))
+        return other
+
     @property
-    def is_fused(self) -> bool:
-        """Is this the copy that :meth:`fused` makes?"""
-        return isinstance(self.encoder, FusedEncoder)
+    def way(self) -> str:
+        """How this copy computes, in words."""
+        network, tiles = self.encoder, ""
+        if isinstance(network, Tiled):
+            network, tiles = network.network, f" tiles {network.cells} {network.overlap}"
+        fused = "fused" if isinstance(network, FusedEncoder) else "reference"
+        return f"{fused} {self.dtype} {self.device}{tiles}"
 
     def streaming_encoder(self, *, max_context: int | None = None) -> StreamingEncoder:
         """Encode a video that comes in pieces: ``push(video)``, at the end ``flush()``.
@@ -161,8 +194,8 @@ class Tokenizer(nn.Module):
 
     def save(self, folder: str | Path, *, card: str = "", dtype: torch.dtype | None = None) -> None:
         """Write ``config.json``, ``model.safetensors`` and, if given, a model card."""
-        if self.is_fused:
-            raise ValueError("a fused tokenizer cannot be saved; save the one it was made from")
+        if not isinstance(self.encoder, Encoder):
+            raise ValueError("a fused or tiled tokenizer cannot be saved; save the original")
         weights = {name: t.to(dtype or t.dtype) for name, t in self.state_dict().items()}
         with replacing(folder) as partial:
             partial.mkdir()

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .fused import FusedAttention
+from .layers import TimeAttention
 from .memory import Memory
 
 if TYPE_CHECKING:
@@ -32,23 +34,30 @@ class Stream:
     @property
     def memory_bytes(self) -> int:
         """How much the layers remember at the moment."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._memory.values())
+        return self._memory.nbytes
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that decides how the stream goes on."""
         names = {module: name for name, module in self._tokenizer.named_modules()}
-        state = {f"memory.{names[module]}": tensor for module, tensor in self._memory.items()}
-        return state | {"done": torch.tensor(self._done)}
+        state = {"done": torch.tensor(self._done)}
+        for i, memory in ((-1, self._memory), *self._memory.tiles.items()):
+            tensors = memory.tensors()
+            state |= {f"memory.{i}.{names[module]}": tensor for module, tensor in tensors.items()}
+        return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on where :meth:`state_dict` was taken, by the same tokenizer in the same mode."""
-        modules = dict(self._tokenizer.named_modules())
+        modules, device = dict(self._tokenizer.named_modules()), self._tokenizer.device
         self._memory.clear()
         for name, tensor in state.items():
             if name.startswith("memory."):
-                self._memory[modules[name.removeprefix("memory.")]] = tensor.to(
-                    self._tokenizer.device
-                )
+                _, i, name = name.split(".", 2)
+                memory = self._memory if int(i) < 0 else self._memory.part(int(i))
+                layer, tensor = modules[name], tensor.to(device)
+                if isinstance(layer, TimeAttention | FusedAttention):
+                    memory.past[layer] = [tensor]
+                else:
+                    memory[layer] = tensor
         self._done = int(state["done"])
 
 

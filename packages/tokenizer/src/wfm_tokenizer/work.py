@@ -18,7 +18,8 @@ EVERY = 20.0
 class Work:
     """The folder ``.RESULT.part``: numbered pieces and the state after the last of them.
 
-    ``key`` says what makes the result what it is; work of another key starts anew.
+    ``key`` says what makes the result what it is; work of another key starts anew. ``count`` is
+    the number of pieces that are complete.
     """
 
     def __init__(self, out: str | Path, key: Mapping[str, str]) -> None:
@@ -51,8 +52,7 @@ class Work:
         return self.folder / f"{number:06d}{suffix}"
 
     def save(self, state: Mapping[str, Tensor]) -> None:
-        """Record that one more piece is written, and the state after it."""
-        self.count += 1
+        """Write the state after the last complete piece."""
         metadata = {**self.key, "pieces": str(self.count)}
         state = {name: tensor.clone() for name, tensor in state.items()}
         write_weights(self.folder / "state.safetensors", state, metadata=metadata)
