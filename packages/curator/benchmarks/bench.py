@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -29,9 +30,10 @@ import numpy as np
 import wfm_curator as wc
 from wfm_curator import films
 from wfm_curator.clusters import pairs_above
-from wfm_curator.config import DedupConfig
+from wfm_curator.config import DedupConfig, EmbedConfig
 from wfm_curator.dedup import find_duplicates, unit
 from wfm_curator.embed import Embedding, embed
+from wfm_curator.embedders import Embedder, load
 from wfm_curator.inputs import find_recordings
 from wfm_curator.judge import detectors, judge
 from wfm_curator.video import open_video
@@ -47,6 +49,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=parts, action="append")
     parser.add_argument("--clips", type=Path, help="other footage: videos and photographs")
+    parser.add_argument("--embedder", default="", help="duplicates: embed.model, as well")
+    parser.add_argument("--copy", action="append", help="duplicates: not all alterations")
     parser.add_argument("--films", type=int, default=4, help="shots: films of 24 shots [4]")
     parser.add_argument("--rows", type=int, default=100_000, help="dedup: vectors of 512 [1e5]")
     parser.add_argument("--seconds", type=int, default=30, help="pipeline: of 720p24 film [30]")
@@ -119,18 +123,20 @@ def shots(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
 def duplicates(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """Recall for each way to alter a copy of real clips, and precision over all."""
     footage = list(excerpts(clips(folder, args.clips)))
-    plain = [played(film) for film in footage]
+    network = load(EmbedConfig(model=args.embedder)) if args.embedder else None
+    plain = [played(film, network) for film in footage]
+    altered = {k: v for k, v in ALTERED.items() if k in (args.copy or ALTERED)}
     yield ("copy", "found", "of", "wrongly found")
     found_all = wrong_all = 0
-    for name, change in ALTERED.items():
-        pool = plain + [played(change(film)) for film in footage]
+    for name, change in altered.items():
+        pool = plain + [played(change(film), network) for film in footage]
         n = len(plain)
         found = find_duplicates(pool, [(-i,) for i in range(2 * n)], DedupConfig())
         pairs = {(d.index, d.kept) for d in found}
         right = sum((n + i, i) in pairs for i in range(n))
         found_all, wrong_all = found_all + right, wrong_all + len(pairs) - right
         yield name, f"{right}", f"{n}", f"{len(pairs) - right}"
-    total = len(ALTERED) * len(plain)
+    total = len(altered) * len(plain)
     precision = found_all / max(1, found_all + wrong_all)
     yield "all", f"recall {found_all / total:.3f}", f"{total}", f"precision {precision:.3f}"
 
@@ -143,12 +149,16 @@ def excerpts(place: Path, *, length: int = 50) -> Iterator[np.ndarray]:
             yield from np.array_split(shot, parts) if parts else ()
 
 
-def played(film: np.ndarray, fps: float = 25.0) -> Embedding:
+def played(film: np.ndarray, network: Embedder | None, fps: float = 25.0) -> Embedding:
     """Embed as an analysis does: means of a quarter of a second at 64 pixels."""
     small = np.stack([cv2.resize(p, (64, 36), interpolation=cv2.INTER_AREA) for p in film])
     step = round(fps / 4)
     means = [small[i : i + step].mean(0).round() for i in range(0, len(small), step)]
-    return embed(np.stack(means).astype(np.uint8), per_second=fps / step)
+    own = embed(np.stack(means).astype(np.uint8), per_second=fps / step)
+    if network is None:
+        return own
+    chosen = film[np.linspace(0, len(film) - 1, 10)[1:-1].round().astype(int)]
+    return replace(own, learned=unit(network.embed(np.ascontiguousarray(chosen))).mean(0))
 
 
 def _coded(film: np.ndarray) -> np.ndarray:

@@ -107,6 +107,16 @@ def test_a_head_that_is_none_is_refused_before_any_work(folder, tmp_path, monkey
         curated(folder, tmp_path / "out", embed=embed)
 
 
+def test_labels_and_settings_that_do_not_fit_are_refused(folder, tmp_path):
+    embed = {"model": "networks:colours", "content": "networks:flat"}
+    with pytest.raises(ValueError, match=r"names \['cartoon'\]; labels are footage, pattern"):
+        curated(folder, tmp_path / "out", embed=embed, filter={"content_reject": ["cartoon"]})
+    with pytest.raises(ValueError, match=r"needs embed\.content"):
+        curated(folder, tmp_path / "out", filter={"content_reject": ["cartoon"]})
+    with pytest.raises(ValueError, match=r"needs embed\.model"):
+        curated(folder, tmp_path / "out", embed={"content": "networks:flat"})
+
+
 def test_a_head_of_another_network_is_refused():
     with pytest.raises(ValueError, match="made for 66 features, the vectors have 8"):
         content.fit(*labelled(range(3)))(np.zeros((2, 8), np.float32))

@@ -353,3 +353,15 @@ def test_the_page_shows_every_fate_and_names_are_escaped(folder, tmp_path):
         assert words in page
     assert "<b>twin" not in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_one_recording_of_many_clips_is_cut_by_several_workers_to_the_same_bytes(tmp_path):
+    write(tmp_path / "in/film.mp4", np.concatenate([moving(n, 12) for n in (0, 1, 2, 4, 5)]))
+    split = {"method": "stride", "stride": 1.2, "min_seconds": 0.5}
+    shards = []
+    for workers in (0, 3):
+        out = tmp_path / f"out-{workers}"
+        given = {"split": split, "run": {"workers": workers}, "dedup": {"enabled": False}}
+        assert wc.curate(tmp_path / "in", out, wc.CurateConfig.model_validate(given)).kept == 5
+        shards.append([p.read_bytes() for p in sorted(out.rglob("*.tar"))])
+    assert shards[0] == shards[1]

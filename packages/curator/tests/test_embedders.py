@@ -13,10 +13,10 @@ import networks
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import moving, scene
+from conftest import moving, scene, write
 
 import wfm_curator as wc
-from wfm_curator import embedders
+from wfm_curator import embedders, search
 from wfm_curator.config import DedupConfig, EmbedConfig
 from wfm_curator.dedup import find_duplicates
 from wfm_curator.embed import Embedding, embed
@@ -202,3 +202,19 @@ def test_pictures_are_cut_to_the_middle_square():
     assert isinstance(networks.worded, embedders.TextEmbedder)
     assert not isinstance(embedders.Called(networks.colours), embedders.TextEmbedder)
     assert Path(networks.__file__).name == "networks.py"
+
+
+def test_a_sentence_finds_what_clips_show_if_the_network_knows_sentences(tmp_path):
+    for name, channel in (("red", 0), ("green", 1), ("blue", 2)):
+        film = moving(0, 17) // 4
+        film[..., channel] += 120
+        write(tmp_path / f"in/{name}.mp4", film)
+        (tmp_path / f"in/{name}.txt").write_text("a green caption that misleads")
+    curated(tmp_path / "in", tmp_path / "out", embed={"model": "networks:worded"})
+    hits = search.text(tmp_path / "out", "green")
+    assert hits[0].recording == "green.mp4"
+    assert hits[0].score > 0.6 > hits[1].score
+    curated(tmp_path / "in", tmp_path / "out", embed={"model": "networks:colours"})
+    assert {h.recording for h in search.text(tmp_path / "out", "misleads")} == {
+        "red.mp4", "green.mp4", "blue.mp4"
+    }  # fmt: skip

@@ -4,10 +4,15 @@ import cv2
 import numpy as np
 import pytest
 from conftest import moving, scene, write
+from test_natural import nature
 
+from wfm_curator import natural
 from wfm_curator.analysis import analyse
 from wfm_curator.config import FilterConfig, SplitConfig
+from wfm_curator.decide import drop_lowest, rank
 from wfm_curator.filters import judge
+from wfm_curator.ledger import Row
+from wfm_curator.manifest import Entry
 
 FPS, FRAMES = 10, 30
 STRICT = FilterConfig(max_shake=0.3, max_blur=0.7)
@@ -96,3 +101,25 @@ def test_bars_are_measured_by_their_share_and_darkness_is_no_bar():
     picture[:, -50:] = 0
     assert bars(picture) == pytest.approx(0.4)
     assert bars(picture * 0) == 0
+
+
+def spoilt(film, seed):
+    noise = np.random.default_rng(seed).normal(0, 25, film.shape)
+    return (film + noise).clip(0, 255).astype(np.uint8)
+
+
+def test_the_most_unusual_of_a_data_set_go_if_that_is_asked(tmp_path):
+    """Noise is no defect that another score sees: to natural-scene statistics it stands out."""
+    rows, found = {}, {}
+    for n in range(80):
+        picture = np.stack([nature(n)] * 3, -1)
+        row = natural.features((spoilt(picture, n) if n % 10 == 0 else picture)[..., 0])
+        clip = {"natural": [float(v) for v in row]}
+        rows[f"{n}"] = Row("", "done", "", {"clips": [clip]})
+        found[f"{n}"] = Entry(f"{n}", f"{n}", scores={"quality": 0.5 + n / 1000})
+    entries = list(found.values())
+    rank(entries, rows, "unusual")
+    drop_lowest(entries, FilterConfig(drop_lowest=0.1, rank_by="unusual"))
+    gone = {int(e.key) for e in entries if e.state == "rejected"}
+    assert len(gone & set(range(0, 80, 10))) >= 7
+    assert {e.reason for e in entries if e.state == "rejected"} == {"lowest quality"}

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from . import filters, natural, rigs, sidecar, split, text
+from . import filters, rigs, sidecar, split, text
 from .config import LookConfig, SplitConfig
 from .embed import Embedding, embed
 from .inputs import files_of
@@ -184,8 +184,6 @@ def _clip(seen: Scan, piece: split.Piece, origin: str, stem: str, marks: text.Bo
     described = _inside(seen, piece, seen.natural)
     known = described[~np.isnan(described).any(1)]
     row = np.median(known, 0) if len(known) else None
-    if row is not None and (score := natural.brisque(row)) is not None:
-        scores["brisque"] = round(score, 3)
     whole = piece.stop == len(seen)
     slug = re.sub(r"[^A-Za-z0-9_-]+", "-", stem)[:40].strip("-") or "clip"
     digest = hashlib.sha256(f"{origin} {piece.start} {piece.stop}".encode()).hexdigest()[:12]

@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.add_common(search, _search)
     search.add_argument("folder", type=Path, help="what `run -o` wrote")
     search.add_argument("query", nargs="+", help="a clip's key, a video file, or with --text words")
-    search.add_argument("--text", action="store_true", help="look for words in captions")
+    search.add_argument(
+        "--text", action="store_true", help="by what clips show (open_clip), or by captions"
+    )
     search.add_argument("-n", "--count", type=int, default=10, help="how many [10]")
     cli_bench.add(commands)
     return console.run(parser, argv)
@@ -304,7 +306,7 @@ def _view(args: argparse.Namespace) -> int:
 def _search(args: argparse.Namespace) -> int:
     from . import search
 
-    find = search.words if args.text else search.like
+    find = search.text if args.text else search.like
     for hit in find(args.folder, " ".join(args.query), count=args.count):
         where = f"{hit.recording} [{hit.start}:{hit.stop}]"
         _say(args, vars(hit), f"{hit.score:.3f}  {hit.key}  {where}  ({hit.state})  {hit.caption}")

@@ -185,3 +185,13 @@ class CurateConfig(Settings):
     dedup: DedupConfig = DedupConfig()
     shard: ShardConfig = ShardConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _connected(self) -> "CurateConfig":
+        if self.filter.content_reject and not self.embed.content:
+            raise ValueError(
+                "filter.content_reject needs embed.content, which tells what clips are"
+            )
+        if self.embed.content and not self.embed.model:
+            raise ValueError("embed.content needs embed.model, whose vectors it goes by")
+        return self

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from .embed import Embedding
 from .ledger import Row
 from .manifest import Entry
 
+RANKS = ("unusual", "brisque")  # scores that depend on other clips, or on what is installed
 Learned = Callable[[Sequence[Entry]], Mapping[str, np.ndarray]]
 Teller = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
@@ -39,7 +41,7 @@ def decide(
     for entry in entries:
         if entry.state != "quarantined":
             entry.hash = embeddings[entry.recording, entry.number].hash
-    rank(entries, recordings)
+    rank(entries, recordings, config.filter.rank_by)
     drop_lowest([e for e in entries if e.state == "kept"], config.filter)
     vectors = learned([e for e in entries if e.state == "kept"])
     if tell is not None and vectors:
@@ -89,24 +91,24 @@ def captioned(
     return caption.choose(facts["attributes"], facts["text"], words, described=config.describe)
 
 
-def rank(entries: Sequence[Entry], recordings: Mapping[str, Row]) -> None:
-    """Give clips that splitting left the score ``unusual``, which depends on all of them."""
+def rank(entries: Sequence[Entry], recordings: Mapping[str, Row], by: str) -> None:
+    """Give clips the scores that are views on natural-scene statistics: ``RANKS``."""
     clips = [e for e in entries if e.scores]
-    rows = [recordings[e.recording].facts["clips"][e.number]["natural"] for e in clips]
-    if not rows:
+    if not clips:
         return
-    unknown = [np.nan] * natural.FEATURES
-    apart = natural.unusual(np.array([row or unknown for row in rows]))
-    for entry, value in zip(clips, apart, strict=True):
-        entry.scores["unusual"] = round(float(value), 4)
+    rows = [recordings[e.recording].facts["clips"][e.number]["natural"] for e in clips]
+    table = np.array([row or [np.nan] * natural.FEATURES for row in rows])
+    scores = {"unusual": natural.unusual(table)}
+    if by == "brisque":
+        scores["brisque"] = np.nan_to_num(natural.brisque(table))
+    for (name, values), (number, entry) in product(scores.items(), enumerate(clips)):
+        entry.scores[name] = round(float(values[number]), 4)
 
 
 def drop_lowest(kept: Sequence[Entry], config: FilterConfig) -> None:
     """Reject the share of clips with the lowest quality, as the paper does (15 %)."""
-    if config.rank_by == "quality":
-        worth = [e.scores["quality"] for e in kept]
-    else:
-        worth = [-e.scores.get(config.rank_by, 0.0) for e in kept]
+    by = config.rank_by
+    worth = [(0.0 if by == "quality" else -e.scores[by], e.scores["quality"]) for e in kept]
     for entry, marked in zip(kept, filters.lowest(worth, config.drop_lowest), strict=True):
         if marked:
             entry.state, entry.reason = "rejected", "lowest quality"
@@ -117,15 +119,18 @@ def by_content(
 ) -> None:
     """Say what clips are, and reject those that are of a kind that is not wanted."""
     chances = tell(np.stack([vectors[e.key] for e in kept]))
+    if unknown := set(config.content_reject) - set(chances):
+        have = ", ".join(sorted(chances))
+        raise ValueError(f"filter.content_reject names {sorted(unknown)}; labels are {have}")
     for number, entry in enumerate(kept):
         found = {label: round(float(values[number]), 4) for label, values in chances.items()}
         best = max(found, key=lambda label: found[label])
         entry.content, entry.content_share = best, found[best]
         if not entry.category and best in taxonomy.PAPER:
             entry.category = best
-        bad = max((found.get(label, 0.0), label) for label in (*config.content_reject, ""))
-        if bad[1] and bad[0] >= config.content_least:
-            entry.state, entry.reason = "rejected", f"content: {bad[1]}"
+        bad = max(config.content_reject, key=lambda label: found[label], default="")
+        if bad and found[bad] >= config.content_least:
+            entry.state, entry.reason = "rejected", f"content: {bad}"
 
 
 def mark_duplicates(

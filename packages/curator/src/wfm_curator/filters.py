@@ -5,6 +5,7 @@ be changed and run again at no cost.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -125,7 +126,7 @@ def judge(scores: Scores, config: FilterConfig) -> str:
     return next((reason for reason, failed in checks if failed), "")
 
 
-def lowest(quality: Sequence[float], share: float) -> list[bool]:
+def lowest(quality: Sequence[Any], share: float) -> list[bool]:
     """Mark the lowest ``share`` of the clips; of equals the later go first."""
     count = int(len(quality) * share)
     order = sorted(range(len(quality)), key=lambda i: (quality[i], -i))

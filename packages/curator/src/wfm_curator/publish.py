@@ -7,7 +7,7 @@ from typing import Any
 
 from . import content, manifest, sidecar
 from .config import CurateConfig, DedupConfig, ShardConfig
-from .decide import decide
+from .decide import RANKS, decide
 from .embed import Embedding, unpack
 from .embedders import Vectors
 from .ledger import LEDGER, Ledger, read_vectors
@@ -67,7 +67,7 @@ def metadata(entry: Entry, facts: Mapping[str, Any]) -> bytes:
             **({"views": facts["views"]} if facts["views"] else {}),
             "tags": entry.tags,
             **({"content": entry.content} if entry.content else {}),
-            "scores": {k: v for k, v in entry.scores.items() if k != "unusual"},
+            "scores": {k: v for k, v in entry.scores.items() if k not in RANKS},
         },
     }
     return json.dumps(value, ensure_ascii=False, indent=1).encode()

@@ -11,7 +11,8 @@ from .config import FilterConfig
 from .manifest import CurationReport, Entry
 
 KEPT, EACH_REASON, PAIRS, EXTREMES = 48, 12, 24, 4
-RANKED = ("quality", "motion", "object", "shake", "blur", "blocking", "luma")
+RANKED = ("quality", "unusual", "brisque", "motion", "object", "shake", "blur", "blocking", "luma")
+RANKED += ("overlay",)
 BY_SPLIT = ("short", "not in all views")
 
 STYLE = """
@@ -142,6 +143,8 @@ def _extremes(clips: Sequence[Entry], strip: Strip) -> str:
         return ""
     parts = []
     for name in RANKED:
+        if any(name not in e.scores for e in judged):
+            continue
         order = sorted(judged, key=lambda e: (e.scores[name], e.key))
         count = min(EXTREMES, len(order) // 2)
         for title, some in (("lowest", order[:count]), ("highest", order[-count:][::-1])):

@@ -1,5 +1,6 @@
-"""Find clips of a finished run: like a clip, like a video, or by the words of their captions."""
+"""Find clips of a finished run: like a clip, like a video, or by words."""
 
+import json
 import math
 import re
 from collections import Counter
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from . import manifest
+from .config import EmbedConfig
 from .dedup import unit
 from .embed import Embedding, forms, unpack
+from .embedders import TextEmbedder, load
 from .ledger import LEDGER, read_vectors
 
 K1, B = 1.2, 0.75  # of BM25: Robertson and Zaragoza 2009
@@ -87,6 +90,32 @@ def words(folder: Path, text: str, *, count: int = 10) -> list[Hit]:
         score = sum(rare[w] * bag[w] * (K1 + 1) / (bag[w] + length) for w in asked)
         if score > 0:
             scored.append((score, row))
+    return _best(scored, count)
+
+
+def text(folder: Path, sentence: str, *, count: int = 10) -> list[Hit]:
+    """Return the kept clips that show what a sentence says, if the run's network knows sentences.
+
+    If it does not, or there was none, go by the words of captions.
+
+    Raises:
+        FileNotFoundError: no finished run in the folder.
+        ValueError: no words.
+    """
+    import pyarrow.parquet as pq
+
+    rows = {row["key"]: row for row in _rows(folder)}
+    settings = json.loads((folder / manifest.REPORT).read_text())["settings"]
+    config = EmbedConfig.model_validate(settings["embed"])
+    network = load(config) if config.model else None
+    if not isinstance(network, TextEmbedder):
+        return words(folder, sentence, count=count)
+    found = pq.read_table(folder / manifest.EMBEDDINGS).to_pydict()
+    if not found["key"]:
+        return []
+    asked = unit(np.asarray(network.embed_text([sentence])))[0]
+    cosines = np.array(found["embedding"], np.float32) @ asked
+    scored = [(float(c), rows[key]) for c, key in zip(cosines, found["key"], strict=True)]
     return _best(scored, count)
 
 

@@ -23,6 +23,8 @@ SLIDERS = (
     ("min_contrast", "contrast", 1, "contrast"),
     ("max_bars", "bars", -1, "black bars"),
     ("max_shake", "shake", -1, "shake, widths/s"),
+    ("max_overlay", "overlay", -1, "overlay text, of the moments"),
+    ("max_placed", "placed", -1, "text where overlays are"),
     ("min_side", "side", 1, "shorter side, pixels"),
 )
 
@@ -76,8 +78,11 @@ def render(clips: Sequence[Entry], config: FilterConfig) -> str:
         return ""
     step = -(-len(judged) // MOST)
     sample = judged[::step]
-    sliders, boxes = [], []
+    names, sliders, boxes = [], [], []
     for name, score, sign, label in SLIDERS:
+        if any(score not in e.scores for e in judged):
+            continue  # nobody looked for text
+        names.append(score)
         values = np.array([e.scores[score] for e in judged])
         given = getattr(config, name)
         limit = float(given) if given is not None else float(values.max())
@@ -86,7 +91,7 @@ def render(clips: Sequence[Entry], config: FilterConfig) -> str:
         slider = {"name": name, "sign": sign, "value": limit, "low": low, "high": high}
         sliders.append(slider)
         boxes.append(_box(name, label, values, slider))
-    rows = [[e.scores[score] for _, score, *_ in SLIDERS] for e in sample]
+    rows = [[e.scores[score] for score in names] for e in sample]
     data = json.dumps({"sliders": sliders, "rows": rows, "total": len(judged)})
     return (
         "<h2>Scores and thresholds</h2><p class=soft>Move a threshold to see how many clips would "
