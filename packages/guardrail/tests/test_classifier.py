@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import PLAIN
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,7 +48,7 @@ def test_a_harmless_scene_is_not(text):
 
 
 def test_a_guard_refuses_what_it_read_and_names_no_word():
-    verdict = Guardrail(detector=None).check_text("masked men rob a bank and shoot a guard")
+    verdict = Guardrail(PLAIN, detector=None).check_text("masked men rob a bank and shoot a guard")
     assert not verdict.safe
     assert "scene" in verdict.reason
     assert "bank" not in verdict.reason

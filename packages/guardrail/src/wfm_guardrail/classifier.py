@@ -167,6 +167,8 @@ class SceneCheck:
     The findings' score is a logistic function of the log-odds over the threshold of refusal.
     """
 
+    stages: tuple[Stage, ...] = ("prompt", "upsampled_prompt")
+
     def __init__(
         self, reader: Reader | None = None, allow: Sequence[str] = (), *, name: str = "scene"
     ) -> None:
@@ -175,7 +177,7 @@ class SceneCheck:
 
     def check(self, text: str, stage: Stage, /) -> Sequence[Finding]:
         """Find harm; a negative prompt names it in order to avoid it, and is not judged."""
-        if stage == "negative_prompt":
+        if stage not in self.stages:
             return ()
         odds, category = self.reader.score(text, self._allowed)
         if not isfinite(odds):

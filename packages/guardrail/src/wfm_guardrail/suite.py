@@ -12,11 +12,9 @@ from .semantic import find_reader
 from .textchecks import LengthCheck, LexiconCheck, PayloadCheck, ScriptCheck
 from .verdict import MEDIA_STAGES, Stage
 
-_READ: tuple[Stage, ...] = ("prompt", "upsampled_prompt")
-
 # Checks that a guard is expected to have; where one is missing, the posture says this.
 EXPECTED: dict[str, tuple[tuple[Stage, ...], str]] = {
-    "semantic": (_READ, f"no sentence encoder: {SEMANTIC}"),
+    "semantic": (SceneCheck.stages, f"no sentence encoder: {SEMANTIC}"),
     "nudity": (MEDIA_STAGES, f"no nudity classifier: {NUDITY}"),
     "content": (
         MEDIA_STAGES,
