@@ -11,7 +11,7 @@ from wfm_ar import drift, evaluation, trial
 from wfm_ar.cli import main
 from wfm_ar.clips import find_clips, fit, fit_segments
 from wfm_ar.evaluation import collapses, evaluate, nats, pops, psnr, samples, surprise
-from wfm_ar.objects import displacement, moving_masks
+from wfm_ar.objects import displacement, moving_masks, summary
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,12 @@ def test_objects_are_followed_by_their_colour():
     still = video[:, :1].expand(-1, 5, -1, -1)
     assert displacement(still, video[:, 0], mask).tolist() == [2.0, 4.0, 6.0, 8.0, 10.0]
     gone = torch.full_like(still, -0.8)
-    assert displacement(gone, video[:, 0], mask)[0].item() == pytest.approx((16**2 + 24**2) ** 0.5)
+    assert displacement(gone, video[:, 0], mask).isinf().all()
+    assert summary(torch.tensor([[1.0, torch.inf], [3.0, torch.nan]])) == (
+        2.0,
+        pytest.approx(1 / 3),
+    )
+    assert summary(torch.empty(0, 4)) == (None, None)
     mask = mask.clone()
     mask[2] = False  # hidden in truth: no error
     assert displacement(still, video[:, 0], mask).isnan().tolist() == [False, True] + [False] * 3
@@ -150,7 +155,7 @@ def test_a_card_follows_objects_and_tries_other_actions():
     assert set(figures) == {"a", "bb", "all"}
     row = figures["all"]
     assert row["objects"] == 3
-    assert row["centroid_px"] > 0
+    assert 0 <= row["lost"] <= 1
     assert set(row["action_gap_db"]) == {"shuffled", "drawn"}
     taken = list(samples(world, clips, 2, 3))
     others = evaluation.other_controls(taken)

@@ -1,5 +1,10 @@
 """Matrices laid out for decoding: the same answers, in less time."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from fakes import tiny
@@ -84,3 +89,15 @@ def test_every_token_is_timed_and_takes_longer_than_its_products():
     }
     found = medians(calls, 5)
     assert found["token"] > found["products"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_steps_give_the_same_tokens(backend):
+    if backend == "inductor" and shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    script = Path(__file__).parent / "compiling.py"  # apart: nothing may check shapes in a graph
+    done = subprocess.run(
+        [sys.executable, script, backend], capture_output=True, text=True, timeout=1800, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

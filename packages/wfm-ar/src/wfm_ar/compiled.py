@@ -54,9 +54,10 @@ class CompiledTransformer(ArTransformer):
         self, batch: int, length: int, context: Float[Tensor, "b m e"] | None = None
     ) -> Cache:
         cache = super().new_cache(batch, length, context)
-        for layer in cache.layers:  # graphs write into them where they lie
-            torch._dynamo.mark_static_address(layer.keys)
-            torch._dynamo.mark_static_address(layer.values)
+        for layer in cache.layers:
+            for rows in (layer.keys, layer.values):
+                rows.zero_()  # hidden slots weigh nothing, but nothing times NaN would be NaN
+                torch._dynamo.mark_static_address(rows)  # graphs write into them where they lie
         return cache
 
     def step(

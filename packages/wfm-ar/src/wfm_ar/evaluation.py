@@ -14,10 +14,10 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from . import objects
 from .clips import every, fit, fit_segments
 from .config import Grid
 from .interfaces import ClipDataset, LabelledClip
-from .objects import displacement, moving_masks
 from .world import WorldModel
 
 # A pixel has changed when a channel differs by a sixth of its range [-1, 1].
@@ -80,7 +80,7 @@ def samples(world: WorldModel, clips: ClipDataset, frames: int, count: int) -> I
         if (segments := clip.labels().get("segmentation")) is not None:
             seen = segments[kept[cut - 1 : cut + frames]]
             poses = clip.labels().get("object_pose")  # t k 7; of objects 1 to k
-            masks = moving_masks(
+            masks = objects.moving_masks(
                 fit_segments(seen, settings.height, settings.width),
                 highest=None if poses is None else poses.shape[1],
             )
@@ -159,7 +159,7 @@ def score(
 
 def _places(video: Float[Tensor, "1 3 f h w"], sample: Sample) -> Float[Tensor, "k f"]:
     last = sample.past[0, :, -1]
-    found = [displacement(video[0], last, mask) for mask in sample.masks]
+    found = [objects.displacement(video[0], last, mask) for mask in sample.masks]
     return torch.stack(found) if found else video.new_empty(0, video.shape[2])
 
 
@@ -299,7 +299,7 @@ def summary(scores: list[Score]) -> dict[str, Any]:
     right, wrong = torch.stack([s.psnr for s in scores]).mean(), scores[0].wrong
     gaps = {k: right - torch.stack([s.wrong[k] for s in scores]).mean() for k in wrong}
     places = [torch.cat([getattr(s, k) for s in scores]) for k in ("place", "place_still")]
-    place, still = (x.nanmean().item() if len(x) else None for x in places)
+    (place, lost), (still, lost_still) = map(objects.summary, places)
     return {
         "clips": n,
         "psnr": model,
@@ -313,6 +313,8 @@ def summary(scores: list[Score]) -> dict[str, Any]:
         "objects": len(places[0]),
         "centroid_px": place,
         "centroid_px_recoded": still,
+        "lost": lost,
+        "lost_recoded": lost_still,
         "action_gap_db": {name: gap.item() for name, gap in gaps.items()},
     }
 
@@ -324,7 +326,7 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
     heads = ["scene", "clips"]
     heads += [f"dB frame {i + 1} (recoded)" for i in marks]
     heads += ["mean dB", "recoded", "raw", "perplexity", "popping", "one colour", "false alarms"]
-    heads += ["centroid px (recoded), objects"]
+    heads += ["centroid px (recoded)", "lost (recoded)"]
     heads += [f"gap dB, {name} actions" for name in figures["all"]["action_gap_db"]]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for name in [*sorted(set(figures) - {"all"}), "all"]:
@@ -334,12 +336,16 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
         cells += [f"{row['psnr'][i]:.1f} ({row['recoded'][i]:.1f})" for i in marks]
         cells += [f"{mean:.2f}" for mean in means] + [f"{row['perplexity']:.0f}"]
         cells += [f"{row[k]:.0%}" for k in ("popping", "collapse", "false_alarms")]
-        seen = "-"
-        if row["objects"]:
-            seen = f"{row['centroid_px']:.1f} ({row['centroid_px_recoded']:.1f}), {row['objects']}"
-        cells.append(seen)
+        cells += [
+            f"{_told(row[key], digits)} ({_told(row[f'{key}_recoded'], digits)})"
+            for key, digits in (("centroid_px", ".1f"), ("lost", ".0%"))
+        ]
         cells += [f"{gap:+.2f}" for gap in row["action_gap_db"].values()]
         lines.append(f"| {' | '.join(cells)} |")
-    return (
-        "\n".join(lines) + f"\n\n{figures['all']['frames_per_s']:.1f} frames/s, one clip at a time."
-    )
+    whole = figures["all"]
+    said = f"{whole['objects']} objects move. {whole['frames_per_s']:.1f} frames/s"
+    return "\n".join([*lines, "", f"{said}, one clip at a time."])
+
+
+def _told(figure: float | None, digits: str) -> str:
+    return "-" if figure is None else format(figure, digits)

@@ -37,16 +37,15 @@ def displacement(
 ) -> Float[Tensor, " f"]:
     """Return how far an object is from its recorded place, in pixels, frame by frame.
 
-    ``mask`` is of ``last`` and the f frames after it. An object that is there but was not
-    imagined is one picture diagonal off; NaN where it is not there in truth.
+    ``mask`` is of ``last`` and the f frames after it. Infinite where the object is there but
+    nothing of its colour is; NaN where it is not there in truth.
     """
     colour = last[:, mask[0]].mean(1)
     found = alike(video, colour) & nearby(mask)
     real = mask[1:]
     error = (centre(found) - centre(real)).norm(dim=-1)
-    diagonal = sum(side**2 for side in real.shape[1:]) ** 0.5
     lost = real.flatten(1).any(1) & ~found.flatten(1).any(1)
-    return error.masked_fill(lost, diagonal)
+    return error.masked_fill(lost, torch.inf)
 
 
 def alike(video: Float[Tensor, "3 f h w"], colour: Float[Tensor, " 3"]) -> Bool[Tensor, "f h w"]:
@@ -75,3 +74,14 @@ def centre(mask: Bool[Tensor, "t h w"]) -> Float[Tensor, "t 2"]:
     row = (weight.sum(2) * torch.arange(h)).sum(1) / total
     column = (weight.sum(1) * torch.arange(w)).sum(1) / total
     return torch.stack([row, column], 1)
+
+
+def summary(errors: Float[Tensor, "k f"]) -> tuple[float | None, float | None]:
+    """Return the mean of what was found, and the part of the frames in which it was lost.
+
+    None where no object was, or none was ever found.
+    """
+    there = errors[~errors.isnan()]
+    found = there[there.isfinite()]
+    mean = found.mean().item() if len(found) else None
+    return mean, 1 - len(found) / len(there) if len(there) else None
