@@ -29,8 +29,10 @@ from wfm_diffusion.interfaces import LabelledClip
 from wfm_diffusion.latents import decode_video, encode_video, fit, open_clips
 from wfm_diffusion.video import to_model
 
-PROMPTS, FRAMES, SIDE = 50, 5, 32
+PROMPTS, FRAMES, SIDE, HUES = 50, 5, 32, 12
 DETAILS = ("colour", "direction", "count")
+FEWEST = 5
+"""Clips of a scene below which nothing can be said of it alone."""
 
 
 def facts(clip: LabelledClip) -> dict[str, str]:
@@ -85,7 +87,7 @@ class Labels:
 
 
 class Probe(nn.Module):
-    """Five frames of 32x32 -> logits of every value of every fact."""
+    """Five frames of 32x32 -> logits of every value of every fact; colours from the hues alone."""
 
     def __init__(self, labels: Labels, width: int = 32) -> None:
         super().__init__()
@@ -96,10 +98,32 @@ class Probe(nn.Module):
         )  # fmt: skip
         self.clip = nn.Sequential(nn.Linear(FRAMES * width * 16, 192), nn.GELU(), nn.Dropout(0.2))
         self.heads = nn.ModuleDict({k: nn.Linear(192, len(v)) for k, v in labels.values.items()})
+        colours = len(labels.values["colour"])
+        self.heads["colour"] = nn.Sequential(
+            nn.Linear(2 * HUES, 64), nn.GELU(), nn.Dropout(0.2), nn.Linear(64, colours)
+        )
 
     def forward(self, seen: Tensor) -> dict[str, Tensor]:
         x = self.clip(self.frames(seen.flatten(0, 1)).unflatten(0, seen.shape[:2]).flatten(1))
-        return {name: head(x) for name, head in self.heads.items()}
+        hues = palette(seen)
+        return {k: head(hues if k == "colour" else x) for k, head in self.heads.items()}
+
+
+def palette(seen: Tensor) -> Tensor:
+    """Return how much of each hue there is, and how much of it moves, as logarithms."""
+    low, high = seen.amin(2), seen.amax(2)
+    red, green, blue = seen.unbind(2)
+    range_ = (high - low).clamp(min=1e-6)
+    of_red = (green - blue) / range_ % 6
+    others = torch.where(high == green, (blue - red) / range_ + 2, (red - green) / range_ + 4)
+    hue = torch.where(high == red, of_red, others) / 6 * HUES
+    vivid = ((high - low) > 0.35 * (high + 1)) & (high > -0.6)
+    moves = F.pad((seen[:, 1:] - seen[:, :-1]).abs().amax(2) > 0.2, (0, 0, 0, 0, 0, 1))
+    found = []
+    for kept in (vivid, vivid & moves):
+        bins = F.one_hot(hue.long().clamp(0, HUES - 1), HUES) * kept[..., None]
+        found.append((bins.float().mean(dim=(1, 2, 3)) + 1e-3).log() + 6)
+    return torch.cat(found, dim=1)
 
 
 def seen_by_probe(video: Tensor) -> Tensor:
@@ -246,7 +270,7 @@ def rows(
         for scene in labels.values["scene"]:
             lead = control(name, guesses[name], found, labels, scene)
             best = control(name, real_guesses[name], real_facts, labels, scene)
-            if len(lead) > 1:
+            if len(lead) >= FEWEST:
                 whole.append((lead, best))
                 yield f"{name}, {scene}", str(len(lead)), share(lead), f"{best.mean():+.0%}"
         if whole:

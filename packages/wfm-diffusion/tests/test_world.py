@@ -166,6 +166,16 @@ def test_a_guard_refuses_prompts_and_redacts_videos():
     assert torch.equal(video[..., 0, :], torch.full_like(video[..., 0, :], -1))
 
 
+def test_settings_may_want_another_guidance_where_frames_are_given():
+    settings = VIDEO.model_copy(update={"guidance": 2.0, "guidance_given": 0.0})
+    parts = network(), Codec(), Text()
+    w = wd.WorldModel(*parts, settings=settings)
+    assert torch.equal(w.text2world(["a"]), w.text2world(["a"], guidance=2.0))
+    assert torch.equal(w.video2world(past(), ["a"]), w.video2world(past(), ["a"], guidance=0.0))
+    own = wd.WorldModel(*parts, settings=settings, guidance=3.0)
+    assert torch.equal(own.video2world(past(), ["a"]), w.video2world(past(), ["a"], guidance=3.0))
+
+
 def test_what_was_refused_is_said_once():
     class Wordy(Guard):
         def check_text(self, text, /):

@@ -203,7 +203,7 @@ def generate(
     video = new if past is None else torch.cat([past.to(new), new], dim=2)
     frames = to_frames(video)
     facts = {
-        **facts_of(args, world, dials),
+        **facts_of(args, world, dials, given=past is not None),
         "prompt": prompt,
         "prompt_by": written_by,
         "past_frames": 0 if past is None else past.shape[2],
@@ -219,13 +219,16 @@ def dials_of(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def facts_of(args: argparse.Namespace, world: WorldModel, dials: dict[str, Any]) -> dict[str, Any]:
+def facts_of(
+    args: argparse.Namespace, world: WorldModel, dials: dict[str, Any], *, given: bool
+) -> dict[str, Any]:
     """Return everything that makes a video, as it is written beside it."""
+    guidance = world.guidance_given if given else world.guidance
     return {
         **dials,
         "steps": dials["steps"] or world.steps,
         "sampler": dials["sampler"] or world.sampler,
-        "guidance": world.guidance if dials["guidance"] is None else dials["guidance"],
+        "guidance": guidance if dials["guidance"] is None else dials["guidance"],
         "fps": dials["fps"] or world.settings.fps,
         "shortcuts": args.shortcut,
         "handover": getattr(args, "handover", "pixels"),

@@ -58,7 +58,8 @@ def extend(args: argparse.Namespace) -> int:
             )
             video = torch.cat([video, more.to(video)], dim=2)
             logger.info("%d of %d frames", video.shape[2] - len(frames), total)
-        facts = {**facts_of(args, world, dials), "prompts": prompts, "past_frames": len(frames)}
+        facts = facts_of(args, world, dials, given=True)
+        facts |= {"prompts": prompts, "past_frames": len(frames)}
         line = write_world(args.out, to_frames(video), facts)
         answer(args, facts, line)
         return DONE
@@ -172,7 +173,8 @@ def imagine(
         dials["fps"] = dials["fps"] or fps
         new = world.video2world(past, [job.prompt] if job.prompt else None, **how, **dials)
         video, known = torch.cat([past.to(new), new], dim=2), past.shape[2]
-    facts |= {**facts_of(args, world, dials), "prompt": job.prompt, "past_frames": known}
+    facts |= facts_of(args, world, dials, given=bool(known))
+    facts |= {"prompt": job.prompt, "past_frames": known}
     return write_world(out, to_frames(video), facts)
 
 

@@ -16,7 +16,7 @@ def evaluate_world(args: argparse.Namespace) -> int:
     with refusals("evaluate"):
         world = open_world(args)
         world.steps = args.steps or world.steps
-        world.guidance = world.guidance if args.guidance is None else args.guidance
+        world.guidance_given = world.guidance_given if args.guidance is None else args.guidance
         world.sampler = args.sampler or world.sampler
         scores = evaluate(
             world,

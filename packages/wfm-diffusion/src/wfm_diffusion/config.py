@@ -127,6 +127,9 @@ class WorldSettings(BaseModel):
     text_encoder: str | None = None
     conditions: tuple[str, ...] = ("text",)
     guidance: float = Field(7.0, ge=0, description="x0 = cond + guidance (cond - uncond)")
+    guidance_given: float | None = Field(
+        None, ge=0, description="the same where frames are given; default: as without"
+    )
     steps: int = Field(35, gt=1, description="steps of the sampler")
     sampler: Literal["res2ab", "euler", "nvidia"] = "res2ab"
     given_sigma: float = Field(0.001, ge=0, description="noise on given frames, as in training")

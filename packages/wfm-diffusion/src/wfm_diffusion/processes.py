@@ -119,8 +119,8 @@ def launched(device: str, context: int) -> Generator[tuple[Processes, str]]:
 class ShardedMuon(Muon):
     """Muon whose matrices may be split over processes: each takes its part of a whole update."""
 
-    def _matrix(self, state: dict[str, Any], grad: Tensor, *rest: float) -> Tensor:
-        update = super()._matrix(state, grad, *rest)
+    def _matrix(self, state: dict[str, Any], grad: Tensor, momentum: float, _: float) -> Tensor:
+        update = super()._matrix(state, grad, momentum, _)
         if isinstance(grad, DTensor) and isinstance(update, DTensor):
             return update.redistribute(grad.device_mesh, grad.placements)
         return update

@@ -32,7 +32,8 @@ class WorldModel:
 
     ``settings`` None takes the ``world.json`` that was loaded with ``net``, or Cosmos 1.0's
     sizes. ``steps``, ``guidance`` and ``sampler`` are what every call uses unless it says
-    otherwise; ``shortcuts`` save time and change the answer. Networks of image latents imagine
+    otherwise; left out, the settings decide, which may want another guidance where frames are
+    given. ``shortcuts`` save time and change the answer. Networks of image latents imagine
     frame by frame, one control row each.
 
     Raises:
@@ -68,7 +69,9 @@ class WorldModel:
         self.text_encoder, self.condition_encoder = text_encoder, condition_encoder
         few = FEW_STEPS if self.settings.latents == "image" else self.settings.steps
         self.steps = few if steps is None else steps
+        given = self.settings.guidance_given
         self.guidance = self.settings.guidance if guidance is None else guidance
+        self.guidance_given = self.guidance if given is None or guidance is not None else given
         self.sampler: SamplerName = sampler or self.settings.sampler
         self.shortcuts = shortcuts or Shortcuts()
 
@@ -112,7 +115,7 @@ class WorldModel:
         shape = self.latent_shape(total, height or s.height, width or s.width)
         generator = torch.Generator().manual_seed(seed)
         branches = self.branches(prompts, len(prompts), negative_prompt, fps)
-        guided = self._guided(branches, guidance)
+        guided = self._guided(branches, self.guidance if guidance is None else guidance)
         noise = torch.randn(len(prompts), *shape, generator=generator)
         latents = self.sample(guided, noise, steps, sampler, progress)
         return self.show(self.decode(latents)[:, :, :total])
@@ -148,7 +151,7 @@ class WorldModel:
         self._check_past(past, count)
         self.show(past, what="input video")
         branches = self.branches(prompts, len(past), negative_prompt, fps)
-        guided = self._guided(branches, guidance)
+        guided = self._guided(branches, self.guidance_given if guidance is None else guidance)
         generator = torch.Generator().manual_seed(seed)
         plan = Plan(guided, generator, steps, sampler, progress)
         if self.settings.latents == "image":
@@ -185,7 +188,7 @@ class WorldModel:
             raise ValueError(f"{len(past)} pasts for {count} controls; one, or as many")
         branches = self.branches(prompts, count, None, None)
         generator = generator or torch.Generator().manual_seed(0)
-        plan = Plan(self._guided(branches, None), generator)
+        plan = Plan(self._guided(branches, self.guidance_given), generator)
         control = Controls(controls, frames, self.condition_encoder) if controls else None
         if self.settings.latents == "image":
             return self._frames(past, frames, plan, control)
@@ -299,11 +302,10 @@ class WorldModel:
     def _guided(
         self,
         branches: tuple[dict[str, Tensor], dict[str, Tensor] | None],
-        guidance: float | int | None,
+        guidance: float | int,
     ) -> Guided:
-        value = self.guidance if guidance is None else guidance
         interval = self.shortcuts.guidance_interval
-        return Guided(self.net, *branches, guidance=float(value), interval=interval)
+        return Guided(self.net, *branches, guidance=float(guidance), interval=interval)
 
     def _encode(self, video: Tensor) -> Tensor:
         latents = encode_video(self.codec, video, self.settings.latents)
