@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from einops import rearrange
 from fakes import PatchCodec, load_token_model
 from pydantic import BaseModel
@@ -23,26 +24,45 @@ class Settings(BaseModel):
 class Block(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.attention, self.text = nn.Linear(width, 3 * width), nn.Linear(6, 2 * width)
+        # No biases: a key's has no gradient but rounding, which Adam would make steps of.
+        self.attention = nn.Linear(width, 3 * width, bias=False)
+        self.text = nn.Linear(6, 2 * width, bias=False)
         self.mlp = nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
 
-    def forward(self, x, shift, text, views):
+    def forward(self, x, shift, text, views, whole):
         q, k, v = self.attention(x).chunk(3, -1)
+        k, v = whole(k), whole(v)
         x = x + 0.3 * nn.functional.scaled_dot_product_attention(q, k, v)
         y, words = (rearrange(z, "b (v n) d -> (b v) n d", v=views) for z in (x, text))
         k, v = self.text(words).chunk(2, -1)
         y = nn.functional.scaled_dot_product_attention(y, k, v)
         x = x + 0.3 * rearrange(y, "(b v) n d -> b (v n) d", v=views)
-        n = x.shape[1] // shift.shape[1]
-        return x + 0.3 * self.mlp(x + shift.repeat_interleave(n, 1))
+        return x + 0.3 * self.mlp(x + shift)
+
+
+class Whole(torch.autograd.Function):
+    """All processes' tokens; each takes its own part of the sum of the gradients."""
+
+    @staticmethod
+    def forward(ctx, x, group):
+        ctx.group = group
+        parts = [torch.empty_like(x) for _ in range(group.size())]
+        dist.all_gather(parts, x, group)
+        return torch.cat(parts, 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad, group=ctx.group)
+        return grad.chunk(ctx.group.size(), 1)[ctx.group.rank()], None
 
 
 class TinyTransformer(nn.Module):
     """Satisfies TrainableDenoiser; cameras are told apart by the condition only."""
 
-    sigma_data = 0.5
+    sigma_data, group = 0.5, None
 
     def __init__(self, config=None):
         super().__init__()
@@ -79,13 +99,26 @@ class TinyTransformer(nn.Module):
                 new = layer(condition[key])
                 shift = shift + (new if new.dim() == 3 else new[:, None])
         text = condition.get("text", noisy.new_zeros(b, views, 6))
+        shift = shift.repeat_interleave(x.shape[1] // shift.shape[1], 1)
+        if self.group is not None:
+            x, shift = (y.chunk(self.group.size(), 1)[self.group.rank()] for y in (x, shift))
         for block in self.blocks:
-            x = block(x, shift, text, views)
+            x = block(x, shift, text, views, self.whole)
+        x = self.whole(x)
         out = rearrange(
             self.out(x), "b (t h w) (c i j) -> b c t (h i) (w j)", t=t, h=h // 2, i=2, j=2
         )
         clean = noisy * 0.25 / (s**2 + 0.25) + out * s * 0.5 * (s**2 + 0.25).rsqrt()
         return torch.where(given > 0, noisy, clean)
+
+    def over_processes(self, group=None):
+        self.group = group or dist.group.WORLD
+
+    def whole(self, x):
+        """Put all processes' tokens together; gradients add up."""
+        if self.group is None:
+            return x
+        return Whole.apply(x.contiguous(), self.group)
 
     def log_variance(self, sigma, /):
         return torch.zeros_like(sigma)

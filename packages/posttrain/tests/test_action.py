@@ -15,7 +15,8 @@ from wfm_posttrain.action import (
     evaluate,
     train,
 )
-from wfm_posttrain.clips import ClipFolder, cached_frames, encode_frames
+from wfm_posttrain.checkpoint import kept
+from wfm_posttrain.clips import ClipFolder, encode_frames
 from wfm_posttrain.encoder import ActionEncoder, ActionTokens, fit_scaling
 from wfm_posttrain.evaluation import EvaluationConfig
 from wfm_posttrain.fit import FitConfig
@@ -249,12 +250,12 @@ def test_encoded_frames_are_kept_and_made_anew_for_another_codec(recordings, tmp
 
     def encode():
         made.append(1)
-        return encode_frames(ClipFolder(recordings), PatchCodec())
+        return vars(encode_frames(ClipFolder(recordings), PatchCodec()))
 
     for codec in ("a", "a", "b"):
-        frames = cached_frames(tmp_path / "codes.safetensors", {"codec": codec}, encode)
+        frames = kept(tmp_path / "codes.safetensors", {"codec": codec}, encode)
     assert len(made) == 2
-    assert frames.codes.dtype == torch.float16
+    assert frames["codes"].dtype == torch.float16
 
 
 def test_evaluation_of_a_perfect_world_finds_its_objects(recordings):

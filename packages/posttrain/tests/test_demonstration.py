@@ -116,7 +116,7 @@ def test_an_unknown_rival_or_errand_is_named(tmp_path):
 
 def test_what_was_learned_is_kept(learner):
     reader = learner.tool()
-    path = learner.folder / "tool-0.safetensors"
+    path = learner.folder / "state-0.safetensors"
     written = path.stat().st_mtime_ns
     again = learner.tool()
     assert path.stat().st_mtime_ns == written
@@ -133,7 +133,7 @@ def test_pushing_is_rewarded_for_getting_behind_the_object_and_along(learner):
         picture, info = env.reset(seed=5)
     finally:
         env.close()
-    reward = PushAlong(info, learner.tool_pixel())
+    reward = PushAlong(info, learner.tool(pixels=True))
     goal = torch.from_numpy(info["goal_frame"].copy())
     first = torch.from_numpy(picture.copy()).permute(2, 0, 1)
     videos = torch.stack([goal, first])[:, :, None] / 127.5 - 1

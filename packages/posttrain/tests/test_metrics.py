@@ -12,7 +12,6 @@ from wfm_posttrain.metrics import (
     centroid,
     centroid_error,
     colour_mask,
-    effector_error,
     fidelity_gap,
     latent_l2,
     mean_colour,
@@ -100,11 +99,6 @@ def test_moving_and_vanishing_objects_are_told_apart():
     assert permanence(gone, real).item() == 0
     assert centroid_error(real, gone).isnan().all()
     assert permanence(real, gone).isnan().all()
-
-
-def test_the_effector_is_measured_from_where_it_should_be():
-    mask = square_mask(torch.tensor([16.0, 16.0]))[None, None] > 0
-    assert effector_error(mask, torch.tensor([[[13.0, 12.0]]])).item() == pytest.approx(5)
 
 
 def test_the_interval_holds_the_mean_about_as_often_as_it_says():

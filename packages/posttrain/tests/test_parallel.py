@@ -5,6 +5,7 @@ import socket
 
 import pytest
 import torch
+from clip_fakes import TinyTransformer
 from safetensors.torch import load_file
 from test_engine import config_for, parts_for
 from torch import multiprocessing as mp
@@ -14,9 +15,10 @@ import wfm_posttrain
 from wfm_posttrain.engine import estimate, train
 from wfm_posttrain.fit import _optimizer, step_generator
 from wfm_posttrain.memory import saved_for_backward
-from wfm_posttrain.parallel import load_state
+from wfm_posttrain.parallel import Ranks, load_state, shard
 
 NAMES = ("camera", "control")
+SHARED = "camera, its clips shared"
 FIT = {"steps": 4, "batch": 4, "warmup": 2, "checkpoint_every": 2, "check_every": 4, "ema": 0.5}
 
 
@@ -29,9 +31,10 @@ def work(rank, ports, folder):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     torch.set_num_threads(1)
-    for name, port in zip(NAMES, ports, strict=True):
+    for name, port in zip((*NAMES, SHARED), ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)
-        train(config_for(name, fit=FIT), folder / name)
+        fit = {**FIT, "context": 2} if name == SHARED else FIT
+        train(config_for(name.partition(",")[0], fit=fit), folder / name)
 
 
 def free_port():
@@ -43,7 +46,7 @@ def free_port():
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
-    mp.spawn(work, ([free_port() for _ in NAMES], folder), nprocs=2)
+    mp.spawn(work, ([free_port() for _ in (*NAMES, SHARED)], folder), nprocs=2)
     return folder
 
 
@@ -56,6 +59,25 @@ def test_two_processes_train_what_one_does_in_twice_the_batches(name, together, 
     for key, weight in ours.items():
         torch.testing.assert_close(weight, theirs[key], rtol=2e-3, atol=2e-4)
     assert wfm_posttrain.load(together / name / "model").past_frames == 1
+
+
+def test_two_processes_that_share_every_clip_train_what_one_does(together, tmp_path):
+    alone = train(config_for("camera", fit=FIT), tmp_path / "alone")
+    file = "net/model.safetensors"
+    ours, theirs = load_file(together / SHARED / "model" / file), load_file(alone / file)
+    untouched = load_file(together / "camera" / "model" / file)
+    for key, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[key], rtol=2e-3, atol=2e-4)
+    assert any(not torch.allclose(ours[key], untouched[key], atol=2e-4) for key in ours)
+
+
+def test_what_cannot_be_shared_is_said_before_training(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="context 2 does not divide 1 processes"):
+        train(config_for("camera", fit={**FIT, "context": 2}), tmp_path / "run")
+    network = TinyTransformer()
+    monkeypatch.delattr("clip_fakes.TinyTransformer.over_processes")
+    with pytest.raises(ValueError, match="TinyTransformer: cannot share a clip"):
+        shard(network, "cpu", Ranks(0, 2, 2))
 
 
 @pytest.mark.parametrize("name", NAMES)

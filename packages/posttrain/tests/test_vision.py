@@ -6,10 +6,12 @@ from wfm_posttrain.clips import ClipFolder
 from wfm_posttrain.video import to_model
 from wfm_posttrain.vision import (
     Examples,
+    Gallery,
     SeenDistance,
     SmallVision,
     fit,
     goal_examples,
+    imagined_examples,
     inverse_examples,
     predictions,
     r_squared,
@@ -91,3 +93,42 @@ def test_unexplained_and_constant_numbers_are_told_apart():
     assert scores[0] == 1
     assert scores[1].isnan()
     assert r_squared(torch.ones(3, 1), true[:, :1]).item() == pytest.approx(0)
+
+
+def test_a_reader_that_saw_the_worlds_mistakes_reads_them():
+    """A world that shows everything four pixels too far right is read right by who learned it."""
+
+    class Shifted:
+        past_frames = 2
+
+        def rollout(self, past, /, *, frames, controls=None, prompts=None, generator=None):
+            ways = controls["action"].cumsum(dim=1)
+            found = [
+                torch.stack([square(start + way + 4) for way in row], dim=1)
+                for row, start in zip(ways, places(past[:, :, -1]), strict=True)
+            ]
+            return torch.stack(found)
+
+    def square(place):
+        frame = torch.full((3, 32, 32), -1.0)
+        x, y = place.round().int().clamp(0, 27).tolist()
+        frame[:, y : y + 4, x : x + 4] = 1
+        return frame
+
+    def places(frames):
+        return torch.stack([(f[0] > 0).nonzero().min(0).values.flip(0).float() for f in frames])
+
+    starts = torch.randint(2, 12, (24, 2), generator=torch.Generator().manual_seed(0)).float()
+    way = torch.tensor([2.0, 1.0])
+    state = torch.stack([starts + k * way for k in range(5)], 1)
+    frames = torch.stack([square(p) for p in state.flatten(0, 1)])
+    gallery = Gallery(
+        ((frames + 1) * 127.5).byte(), way.repeat(120, 1), state.flatten(0, 1),
+        torch.arange(24).repeat_interleave(5),
+    )  # fmt: skip
+    found = imagined_examples(gallery, Shifted(), frames=3)
+    pictures = places(found.frames[found.rows[:, 0]] / 127.5 - 1)
+    count = len(gallery.frames)
+    assert len(found.rows) == 2 * count
+    assert torch.equal(pictures[:count], found.targets[:count])
+    assert torch.equal(pictures[count:], found.targets[count:] + 4)

@@ -14,19 +14,20 @@ from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Int64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from .checkpoint import replacing
-from .clips import EncodedFrames, cached_frames, encode_frames, open_clips, split
+from .checkpoint import kept, replacing
+from .clips import EncodedFrames, encode_frames, open_clips, split
 from .encoder import fit_scaling
 from .evaluation import Evaluation, EvaluationConfig, evaluate_world
-from .fit import FitConfig, Log, fit, start_run
+from .fit import Log, fit, start_run
 from .interfaces import ClipDataset, NextTokenModel, TrainableDenoiser, WorldModel
-from .lora import LoraConfig, inject, merge, save_adapter
+from .lora import inject, merge, save_adapter
 from .network_files import ADAPTER
 from .objectives import ArBackend, DiffusionBackend, next_frame_loss
 from .references import resolve
+from .run_config import RunConfig
 from .saved import Recipe, codec_fingerprint, load, load_codec, save
 
 logger = logging.getLogger(__name__)
@@ -40,22 +41,11 @@ Progress = Callable[[int, int], None]
 Backend = Annotated[DiffusionBackend | ArBackend, Field(discriminator="kind")]
 
 
-class ActionConfig(BaseModel):
+class ActionConfig(RunConfig):
     """Fine-tune a base model to follow actions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    clips: str = Field(description="folder of recordings, or module:callable=ARGUMENT")
-    held_out: str | int = Field(
-        32, description="clips that are not trained on: another reference, or so many of the last"
-    )
-    size: tuple[int, int] | None = Field(
-        None, description="rows and columns that clips are brought to; None: as they are"
-    )
     backend: Backend = DiffusionBackend()
     past_frames: int = Field(2, gt=0, description="frames that a prediction looks at")
-    lora: LoraConfig | None = Field(None, description="None: the whole network is trained")
-    fit: FitConfig = FitConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
@@ -189,9 +179,10 @@ def _encoded(
         "codec": codec_fingerprint(codec) or config.backend.codec,
     }
     logger.info("%d %s to encode", len(clips), part)
-    return cached_frames(
-        run / f"{part}.safetensors", what, lambda: encode_frames(clips, codec, device=device)
+    found = kept(
+        run / f"{part}.safetensors", what, lambda: vars(encode_frames(clips, codec, device=device))
     )
+    return EncodedFrames(**found)
 
 
 def _recipe(
@@ -243,7 +234,7 @@ def _card(recipe: Recipe, config: ActionConfig, result: Evaluation | None) -> st
             f"On {result.clips} held-out clips, rolled out frame by frame:\n\n{result.table()}"
         )
     lines.append(
-        "`shuffled actions`: the same clips with another clip's actions. A gap of 0 would mean "
+        "`another's actions`: the same clips with another clip's. A gap of 0 would mean "
         "that the model ignores its actions. It knows the kind of scene that it was trained on, "
         "and nothing else."
     )

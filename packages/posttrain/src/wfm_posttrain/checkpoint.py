@@ -1,16 +1,18 @@
 """Models on disk: folders of ``recipe.json`` and safetensors, found and written."""
 
+import hashlib
+import json
 import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -116,3 +118,24 @@ def write_weights(
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"format": "pt", **(metadata or {})})
         partial.chmod(0o644)  # safetensors lets nobody else read
+
+
+def kept(
+    path: Path, what: Mapping[str, object], make: Callable[[], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Read tensors from ``path``, or make and keep them there.
+
+    They are made anew when ``what`` they are made of is not what the file says.
+    """
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    if path.is_file():
+        try:
+            with safe_open(path, framework="pt") as file:
+                fresh = (file.metadata() or {}).get("key") == key
+        except SafetensorError:
+            fresh = False
+        if fresh:
+            return read_weights(path)
+    found = dict(make())
+    write_weights(path, found, metadata={"key": key})
+    return found

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .cli_uses import add_device, add_model, open_model, tell, write_json
+from .cli_uses import add_model, add_output, open_model, tell, write_json
 from .console import DONE, add_common
 
 
@@ -36,8 +36,7 @@ def add_evaluate(commands: Any) -> None:
                      help="TorchScript network to compare features of (I3D: FVD)")  # fmt: skip
     net.add_argument("--proxy", action="store_true",
                      help="compare TransNetV2's features: a proxy, not FVD")  # fmt: skip
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="JSON file to write")
-    add_device(parser)
+    add_output(parser)
     add_common(parser, _evaluate)
 
 
@@ -97,7 +96,7 @@ def _act(args: argparse.Namespace, world: Any, clips: Any) -> Any:
 
         folder = Path(args.learn) / ".learned"
         learner = Learner(open_clips(args.learn), folder, args.learn, steps=args.learn_steps)
-        readers = Readers(learner.tool_pixel(), learner.inverse())
+        readers = Readers(learner.tool(pixels=True), learner.inverse())
     return evaluate_world(
         world, clips, EvaluationConfig(clips=args.limit, frames=args.frames), readers=readers,
         takes=None if args.takes is None else open_clips(args.takes), features=features,

@@ -1,12 +1,12 @@
 """The subcommand ``simulate``: recordings of simulated scenes, with all their labels."""
 
 import argparse
-import json
 import os
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from .cli_uses import bar, tell
 from .console import DONE, FAILED, add_common
 from .sim.recordings import Job, Tally, record_all, write_card
 from .sim.scenes import HELD_OUT_SEED, SCENES, Capture
@@ -47,7 +47,9 @@ def simulate(args: argparse.Namespace) -> int:
     if args.workers < 1:
         raise ValueError(f"--workers is {args.workers}; at least 1 is needed")
     try:
-        tally = _with_progress(job, args)
+        tally, update = Tally(0, 0), bar(job.scene, args.quiet)
+        for tally in record_all(job, args.out, workers=args.workers):
+            update(tally.made + tally.kept, job.clips)
     except BrokenProcessPool:
         sys.stderr.write(
             "wfm-posttrain simulate: error: a worker process died, perhaps for lack of memory; "
@@ -57,19 +59,8 @@ def simulate(args: argparse.Namespace) -> int:
     write_card(args.out)
     facts = {"out": str(args.out), "scene": args.scene, "made": tally.made, "kept": tally.kept}
     text = f"{args.out}: {tally.made} recorded, {tally.kept} already there"
-    sys.stdout.write((json.dumps(facts) if args.json else text) + "\n")
+    tell(args, facts, text)
     return DONE
-
-
-def _with_progress(job: Job, args: argparse.Namespace) -> Tally:
-    from tqdm import tqdm
-
-    hidden = args.quiet or not sys.stderr.isatty() or "NO_PROGRESS" in os.environ
-    tally = Tally(0, 0)
-    with tqdm(total=job.clips, desc=job.scene, unit="clip", disable=hidden) as bar:
-        for tally in record_all(job, args.out, workers=args.workers):
-            bar.update(tally.made + tally.kept - bar.n)
-    return tally
 
 
 def _size(text: str) -> tuple[int, int]:

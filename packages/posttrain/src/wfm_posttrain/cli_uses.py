@@ -20,15 +20,34 @@ def add_uses(commands: Subparsers) -> None:
     _add_synthesize(commands)
 
 
-def _add_plan(commands: Subparsers) -> None:
-    parser = commands.add_parser(
-        "plan",
-        help="reach goals in the simulated arm world by planning in the imagined one",
-        description="Model-predictive control towards a goal picture; writes a video for each "
-        "goal (left: what happened, right: the goal) and result.json.",
-    )
+def _command(
+    commands: Subparsers,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    says: str,
+    more: str,
+    *,
+    folder: bool = False,
+) -> argparse.ArgumentParser:
+    """Add a subcommand on a model that writes a JSON file, or a ``folder``; return its parser."""
+    parser = commands.add_parser(name, help=says, description=more)
     add_model(parser)
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
+    if folder:
+        parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
+        add_device(parser)
+    else:
+        add_output(parser)
+    add_common(parser, run)
+    return parser
+
+
+def _add_plan(commands: Subparsers) -> None:
+    parser = _command(
+        commands, "plan", _plan,
+        "reach goals in the simulated arm world by planning in the imagined one",
+        "Model-predictive control towards a goal picture; writes a video for each "
+        "goal (left: what happened, right: the goal) and result.json.", folder=True,
+    )  # fmt: skip
     _add_seeds(parser, "--goals", 3)
     parser.add_argument("--steps", type=int, default=8, help="actions per goal (default 8)")
     parser.add_argument("--task", choices=["reach", "push"], default="reach")
@@ -40,86 +59,68 @@ def _add_plan(commands: Subparsers) -> None:
                         help="of random, tumble, cloned (by --clips), simulator")  # fmt: skip
     parser.add_argument("--agreement", action="store_true",
                         help="rank random plans in the model and the simulator")  # fmt: skip
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                        help="override a setting of the search, such as samples=64")  # fmt: skip
+    _add_set(parser, "override a setting of the search, such as samples=64")
     _add_learner(parser)
-    add_device(parser)
-    add_common(parser, _plan)
 
 
 def _add_evaluate_policy(commands: Subparsers) -> None:
-    parser = commands.add_parser(
-        "evaluate-policy",
-        help="compare success rates of policies in a world model and in the simulator",
-        description="Tries policies of graded skill from the same beginnings in both worlds; with "
+    parser = _command(
+        commands, "evaluate-policy", _evaluate_policy,
+        "compare success rates of policies in a world model and in the simulator",
+        "Tries policies of graded skill from the same beginnings in both worlds; with "
         "--clips, also policies cloned from recordings, and with a judge that learned from them.",
-    )
-    add_model(parser)
+    )  # fmt: skip
     _add_seeds(parser, "--episodes", 8)
     parser.add_argument("--steps", type=int, default=6, help="actions at most (default 6)")
     parser.add_argument("--skills", default="0,0.25,0.5,0.75,1", help="skill of each policy")
     parser.add_argument("--cloned", default="0,50,150,600", metavar="A,B",
                         help="training steps of each cloned policy (with --clips)")  # fmt: skip
     _add_learner(parser)
-    add_output(parser)
-    add_common(parser, _evaluate_policy)
 
 
 def _add_train_policy(commands: Subparsers) -> None:
-    parser = commands.add_parser(
-        "train-policy",
-        help="improve a cloned policy in imagination and try it in the simulator",
-        description="Clones a policy from recordings, improves it on imagined episodes, and "
+    parser = _command(
+        commands, "train-policy", _train_policy,
+        "improve a cloned policy in imagination and try it in the simulator",
+        "Clones a policy from recordings, improves it on imagined episodes, and "
         "compares both, and random actions, in the simulator.",
-    )
-    add_model(parser)
+    )  # fmt: skip
     _add_seeds(parser, "--episodes", 24)
     parser.add_argument("--steps", type=int, default=6, help="actions at most (default 6)")
     parser.add_argument("--caution", type=float, default=0.0,
                         help="reward lost per unit of uncertainty (default 0)")  # fmt: skip
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                        help="override a setting of the training, such as rounds=40")  # fmt: skip
+    _add_set(parser, "override a setting of the training, such as rounds=40")
     _add_learner(parser, required=True)
-    add_output(parser)
-    add_common(parser, _train_policy)
 
 
 def _add_probe(commands: Subparsers) -> None:
-    parser = commands.add_parser(
-        "probe",
-        help="what a world model's features know: linear probes and few-shot cloning",
-        description="Reads the tool's place off frozen features, layer by layer, beside pixels, "
+    parser = _command(
+        commands, "probe", _probe,
+        "what a world model's features know: linear probes and few-shot cloning",
+        "Reads the tool's place off frozen features, layer by layer, beside pixels, "
         "latents and the untrained network; then clones policies on them from few recordings.",
-    )
-    add_model(parser)
+    )  # fmt: skip
     parser.add_argument("--held-out", required=True, metavar="DIR", help="recordings to score on")
     parser.add_argument("--layers", default="1,3,5", help="blocks, from 0 (default 1,3,5)")
     parser.add_argument("--sigmas", default="0.05,0.5", help="noise levels (default 0.05,0.5)")
     parser.add_argument("--shots", default="8,32", help="recordings to clone from (default 8,32)")
     _add_seeds(parser, "--episodes", 24)
     _add_learner(parser, required=True)
-    add_output(parser)
-    add_common(parser, _probe)
 
 
 def _add_synthesize(commands: Subparsers) -> None:
-    parser = commands.add_parser(
-        "synthesize",
-        help="imagine recordings with labels to train on",
-        description="Continues real beginnings with other recordings' actions; drops what is "
+    parser = _command(
+        commands, "synthesize", _synthesize,
+        "imagine recordings with labels to train on",
+        "Continues real beginnings with other recordings' actions; drops what is "
         "uncertain, blurred or still; marks the rest as synthetic. With --held-out, measures "
-        "what learning gains from them.",
-    )
-    add_model(parser)
+        "what learning gains from them.", folder=True,
+    )  # fmt: skip
     parser.add_argument("--clips", required=True, help="folder, or module:callable=ARGUMENT")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                        help="override a setting, such as clips=200")  # fmt: skip
+    _add_set(parser, "override a setting, such as clips=200")
     parser.add_argument("--held-out", metavar="DIR", help="recordings to measure the gain on")
     parser.add_argument("--real", type=int, default=16,
                         help="recordings to learn from, with --held-out (default 16)")  # fmt: skip
-    add_device(parser)
-    add_common(parser, _synthesize)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -144,6 +145,10 @@ def _add_seeds(parser: argparse.ArgumentParser, flag: str, count: int) -> None:
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the first one")
     parser.add_argument(flag, type=int, default=count, dest="count", metavar="N",
                         help=f"how many (default {count})")  # fmt: skip
+
+
+def _add_set(parser: argparse.ArgumentParser, says: str) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=says)
 
 
 def _add_learner(parser: argparse.ArgumentParser, *, required: bool = False) -> None:

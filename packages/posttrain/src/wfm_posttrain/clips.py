@@ -1,6 +1,5 @@
 """Recordings with actions, and their frames encoded once for training."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,10 +9,9 @@ from pathlib import Path
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int64, Shaped, UInt8
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .checkpoint import read_weights, write_weights
+from .checkpoint import read_weights
 from .interfaces import ClipDataset, DiscreteCodec, LabelledClip, LatentCodec
 from .references import resolve
 from .video import read_video
@@ -230,27 +228,6 @@ def encode_frames(
         if progress:
             progress(i + 1, len(clips))
     return EncodedFrames(*(torch.cat(parts) for parts in (codes, actions, first, rates)))
-
-
-def cached_frames(
-    path: Path, what: Mapping[str, object], encode: Callable[[], EncodedFrames]
-) -> EncodedFrames:
-    """Read the encoded frames from ``path``, or make and keep them there.
-
-    They are made anew when ``what`` (which clips, which codec) is not what the file says.
-    """
-    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-    if path.is_file():
-        try:
-            with safe_open(path, framework="pt") as file:
-                fresh = (file.metadata() or {}).get("key") == key
-        except SafetensorError:
-            fresh = False
-        if fresh:
-            return EncodedFrames(**read_weights(path))
-    frames = encode()
-    write_weights(path, vars(frames), metadata={"key": key})
-    return frames
 
 
 def _one_frame(codes: Tensor) -> Tensor:

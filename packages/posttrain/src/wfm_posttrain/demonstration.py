@@ -1,7 +1,5 @@
 """What a model of the simulated arm is good for: reaching goals, and comparing policies."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors import safe_open
+from torch import nn
 
-from .checkpoint import read_weights, write_weights
+from .checkpoint import kept
 from .comparison import evaluate_policy, plain, spearman
 from .env import Judge, WorldEnv
 from .imagination import VisionPolicy, free_numbers
 from .interfaces import ClipDataset, Reward, WorldModel
 from .metrics import bootstrap
+from .network_files import fingerprint
 from .plan import ImaginedReturn, LooksLike, SearchConfig
 from .policies import MPCPolicy, Policy, RandomPolicy, Trial, TumblePolicy, run_trial
 from .simulator import ACTIONS, REACHED, ArmEnv, PushAlong, SkilledPolicy, TrueWorld, move_bounds
@@ -27,6 +26,7 @@ from .vision import (
     SmallVision,
     fit,
     goal_examples,
+    imagined_examples,
     inverse_examples,
     read_gallery,
     state_examples,
@@ -73,22 +73,30 @@ class Learner:
         self.clips, self.folder, self.key = clips, folder, key
         self.limit, self.steps = min(limit, len(clips)), steps
 
-    def tool(self, progress: Progress | None = None) -> SmallVision:
-        """Return a reader of the tool's place in metres."""
-        return self._kept("tool", 3, 3, lambda net, seed: self._read(net, "state", seed, progress))
+    def tool(self, world: WorldModel | None = None, *, pixels: bool = False) -> SmallVision:
+        """Return a reader of the tool's place in metres, or in the picture (column, row).
 
-    def tool_pixel(self, progress: Progress | None = None) -> SmallVision:
-        """Return a reader of the tool's place in the picture (column, row)."""
-        label = "effector_pixel"
-        return self._kept(label, 3, 2, lambda net, seed: self._read(net, label, seed, progress))
+        With a ``world`` it learns from what that one imagines, too.
+        """
+        label, outputs = ("effector_pixel", 2) if pixels else ("state", 3)
+        told = "" if world is None else f"-{_weights(world)}"
 
-    def inverse(self, progress: Progress | None = None) -> SmallVision:
+        def learn(net: SmallVision, seed: int) -> SmallVision:
+            gallery = read_gallery(self.clips, self.limit, state=label, numbers=outputs)
+            examples = (
+                state_examples(gallery) if world is None else imagined_examples(gallery, world)
+            )
+            return fit(net, examples, steps=self.steps, seed=seed)
+
+        return self._kept(label + told, 3, outputs, learn)
+
+    def inverse(self) -> SmallVision:
         """Return a reader of the action between two pictures."""
         gallery = read_gallery(self.clips, self.limit)
 
         def learn(net: SmallVision, seed: int) -> SmallVision:
             examples = inverse_examples(gallery)
-            return fit(net, examples, steps=self.steps, seed=seed, progress=progress)
+            return fit(net, examples, steps=self.steps, seed=seed)
 
         return self._kept("inverse", 6, gallery.action.shape[1], learn)
 
@@ -106,13 +114,6 @@ class Learner:
         net = self._kept(f"policy-{limit}-{steps}", 6, len(free), clone, seed)
         return VisionPolicy(net, bounds)
 
-    def _read(
-        self, net: SmallVision, label: str, seed: int, progress: Progress | None
-    ) -> SmallVision:
-        gallery = read_gallery(self.clips, self.limit, state=label)
-        examples = state_examples(gallery, slice(0, len(net.mean)))
-        return fit(net, examples, steps=self.steps, seed=seed, progress=progress)
-
     def _kept(
         self,
         name: str,
@@ -122,21 +123,16 @@ class Learner:
         seed: int = 0,
     ) -> SmallVision:
         """Read a network from the folder, or learn and keep it."""
-        what = json.dumps([self.key, name, self.limit, self.steps, channels, outputs, seed])
-        key = hashlib.sha256(what.encode()).hexdigest()
-        path = self.folder / f"{name}-{seed}.safetensors"
+        what = {
+            "clips": [self.key, self.limit], "steps": self.steps, "name": name,
+            "sizes": [channels, outputs], "seed": seed,
+        }  # fmt: skip
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             net = SmallVision(channels, outputs)
-        if path.is_file():
-            with safe_open(path, framework="pt") as file:
-                fresh = (file.metadata() or {}).get("key") == key
-            if fresh:
-                net.load_state_dict(read_weights(path))
-                return net.eval()
-        net = learn(net, seed)
-        write_weights(path, net.state_dict(), metadata={"key": key})
-        return net
+        path = self.folder / f"{name}-{seed}.safetensors"
+        net.load_state_dict(kept(path, what, lambda: learn(net, seed).state_dict()))
+        return net.eval()
 
 
 def reward_maker(
@@ -150,10 +146,10 @@ def reward_maker(
     if errand.reward == "seen":
         if learner is None:
             raise ValueError("reward 'seen' learns a reader from recordings; give --clips")
+        imagined = None if isinstance(world, TrueWorld) else world
+        reader = learner.tool(imagined, pixels=errand.task == "push")
         if errand.task == "push":
-            pixel = learner.tool_pixel()
-            return lambda info: PushAlong(info, pixel)
-        reader = learner.tool()
+            return lambda info: PushAlong(info, reader)
         return lambda info: SeenDistance(reader, _goal(info), within=REACHED)
     codec = getattr(world, "codec", None) if errand.reward == "latents" else None
     if errand.reward == "latents" and codec is None:
@@ -238,7 +234,8 @@ def agreement(
     """
     env = ArmEnv(errand.task, horizon=errand.steps)
     bounds, found = move_bounds(), []
-    make = reward_maker(errand, world, learner)
+    worlds = world, TrueWorld(env)
+    makers = [reward_maker(errand, w, learner) for w in worlds]
     try:
         for seed in seeds:
             picture, info = env.reset(seed=seed)
@@ -249,7 +246,7 @@ def agreement(
             past = still.expand(-1, -1, world.past_frames, -1, -1)
             scores = [
                 ImaginedReturn(w, past, make(info))(actions).numpy()
-                for w in (world, TrueWorld(env))
+                for w, make in zip(worlds, makers, strict=True)
             ]
             found.append(spearman(*scores))
     finally:
@@ -279,7 +276,7 @@ def compare_policies(
         own = {f"cloned {count} steps": learner.policy(steps=count) for count in cloned}
         policies |= own
         families |= dict.fromkeys(own, "cloned")
-        reader = learner.tool()
+        reader = learner.tool(world)
         judge = lambda info: SeenDistance(reader, _goal(info), within=REACHED)  # noqa: E731
     real = ArmEnv("reach")
     try:
@@ -303,9 +300,9 @@ def _contestants(
     learner: Learner | None,
 ) -> dict[str, Policy]:
     bounds = move_bounds()
-    make = reward_maker(errand, world, learner)
 
     def planner(model: WorldModel) -> MPCPolicy:
+        make = reward_maker(errand, model, learner)
         return MPCPolicy(model, make, bounds, errand.config, method=errand.method)
 
     def cloned() -> Policy:
@@ -339,6 +336,12 @@ def _compared(found: dict[str, Any]) -> dict[str, Any]:
             facts["model_ahead"] = plain(bootstrap(ahead))
             facts["model_nearer"] = plain(bootstrap(nearer))
     return found
+
+
+def _weights(world: WorldModel) -> str:
+    """Tell apart what imagines: by its network's weights, if it shows a network."""
+    network = getattr(world, "net", getattr(world, "lm", None))
+    return fingerprint(network) if isinstance(network, nn.Module) else type(world).__name__
 
 
 def _goal(info: Mapping[str, Any]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from .checkpoint import read_weights, replacing
+from .checkpoint import kept, read_weights, replacing
 from .chunk import ActionChunk
 from .clip_config import ClipConfig, ClipDenoising, ClipTokens
 from .clip_recipe import (
@@ -29,7 +29,7 @@ from .interfaces import ClipDataset, DiscreteCodec, LatentCodec, NextTokenModel,
 from .lora import inject
 from .memory import Memory
 from .memory import estimate as count_memory
-from .moments import EncodedClips, cached, cameras_of, encode_samples, samples
+from .moments import EncodedClips, cameras_of, encode_samples, samples
 from .multiview import Multiview
 from .network_files import extend, fingerprint, load_strictly, open_base
 from .objectives import denoising_loss, token_loss
@@ -64,7 +64,7 @@ def train(
         FileNotFoundError: no such clips.
         ValueError: settings, clips or references that do not fit.
     """
-    with launched(device) as (ranks, here):
+    with launched(device, config.fit.context) as (ranks, here):
         return _Run(config, Path(run), ranks, here).train(resume, log, progress)
 
 
@@ -101,6 +101,8 @@ class _Run:
             start_run(self.folder, config, resume=resume)
         ranks.wait()
         model, added = self.build()
+        if ranks.context > 1 and "branch" in model:
+            raise ValueError("a control branch needs whole clips; use fit.context=1")
         with ranks.first_alone():
             data = self.encoded("clips", self.clips, model)
             checked = self.encoded("held_out", self.held_out, model)
@@ -153,16 +155,16 @@ class _Run:
         }
         views = recipe.views if config.condition.grouped else None
 
-        def make() -> EncodedClips:
+        def make() -> Mapping[str, Tensor]:
             logger.info("%d %s to encode", len(clips), part)
             encoder: Any = model["encoder"]
             return encode_samples(
                 samples(clips, recipe.frames, views=views), self.codec,
                 load_text_encoder(recipe.text_encoder), encoder, recipe.condition,
                 views=views, alone=recipe.latents == "image", device=self.device,
-            )  # fmt: skip
+            ).tensors()  # fmt: skip
 
-        return cached(self.folder / f"{part}.safetensors", what, make)
+        return EncodedClips.of(kept(self.folder / f"{part}.safetensors", what, make))
 
     def publish(self, model: nn.ModuleDict, added: list[str]) -> None:
         """Save the model, evaluate what was saved, and put the result on its card."""
@@ -370,7 +372,7 @@ def _card(recipe: ClipRecipe, config: ClipConfig, result: Fidelity | None) -> st
     if result:
         lines.append(f"On {result.clips} held-out samples:\n\n{result.table()}")
     lines.append(
-        "`shuffled`: the same samples with another's condition. A gap of 0 would mean that the "
+        "A gap is over the same samples with another's condition. A gap of 0 would mean that the "
         "model ignores its condition. It knows the scenes that it was trained on, and no others."
     )
     return "\n\n".join(lines) + "\n"

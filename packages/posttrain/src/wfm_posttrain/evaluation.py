@@ -15,12 +15,14 @@ from .clips import actions_of
 from .distribution import VideoFeatures, video_distances
 from .interfaces import ClipDataset, LabelledClip, LatentCodec, WorldModel
 from .metrics import (
+    Horizon,
     Interval,
     bootstrap,
     centroid_error,
     colour_mask,
     fidelity_gap,
     latent_l2,
+    markdown,
     mask_overlap,
     mean_colour,
     permanence,
@@ -68,24 +70,17 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Means over clips, one number per frame of the horizon; PSNR in dB, distances in pixels.
+class Evaluation(Horizon):
+    """What a world that acts scored on held-out clips; distances in pixels.
 
-    ``gap`` is PSNR with the clip's own actions minus PSNR with another clip's. ``objects`` scores
-    what can be followed by its colour in clips with a segmentation. ``effector`` is how far the
-    end effector is read from where it should be: imagined, with shuffled actions, and in real
-    pictures (the reader's own error). ``inverse`` is R^2, number by number, of the actions read
-    from imagined and from real pictures. ``motion`` holds IoUs of what moves and, with second
-    takes, the Physics-IQ score. ``distances`` compare distributions of
-    videos, by the features of the network ``distances_of``.
+    ``objects`` scores what can be followed by its colour in clips with a segmentation.
+    ``effector`` is how far the end effector is read from where it should be: imagined, with
+    shuffled actions, and in real pictures (the reader's own error). ``inverse`` is R^2, number
+    by number, of the actions read from imagined and from real pictures. ``motion`` holds IoUs
+    of what moves and, with second takes, the Physics-IQ score. ``distances`` compare
+    distributions of videos, by the features of the network ``distances_of``.
     """
 
-    clips: int
-    psnr: list[float]
-    psnr_shuffled: list[float]
-    psnr_repeat: list[float]
-    ssim: list[float]
-    gap: list[Interval]
     objects: dict[str, list[Interval]] = field(default_factory=dict)
     seconds_per_frame: float = 0.0
     latent_l2: dict[str, list[float]] = field(default_factory=dict)
@@ -108,15 +103,7 @@ class Evaluation:
 
     def table(self) -> str:
         """Draw the horizon as a Markdown table."""
-        rows = [
-            "| frame | PSNR | shuffled actions | repeat last | gap (95 %) | SSIM |",
-            "|---" * 6 + "|",
-        ]
-        for i, gap in enumerate(self.gap):
-            scores = f"{self.psnr[i]:.2f} | {self.psnr_shuffled[i]:.2f} | {self.psnr_repeat[i]:.2f}"
-            bounds = f"{gap.mean:+.2f} ({gap.low:+.2f} to {gap.high:+.2f})"
-            rows.append(f"| {i + 1} | {scores} | {bounds} | {self.ssim[i]:.3f} |")
-        return "\n".join(rows)
+        return markdown(self.rows("actions"))
 
     def _frame(self, i: int) -> str:
         return (

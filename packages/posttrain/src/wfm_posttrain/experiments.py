@@ -102,7 +102,7 @@ def train_policy(
     Rivals are the cloned policy that it started from and random actions. ``gap`` is imagined
     minus real return: what the policy takes from the model's mistakes.
     """
-    bounds, reader = move_bounds(), learner.tool()
+    bounds, reader = move_bounds(), learner.tool(world)
     contexts = GoalContexts(
         learner.clips, world.past_frames, lambda goal: SeenDistance(reader, goal, within=REACHED)
     )

@@ -1,5 +1,6 @@
 """How well a model follows its condition: with its own against with another clip's."""
 
+import itertools
 import json
 from dataclasses import asdict, dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .imagine import ClipWorld
 from .interfaces import ClipDataset
-from .metrics import Interval, bootstrap, psnr, ssim
+from .metrics import Horizon, Interval, bootstrap, markdown, psnr, ssim
 from .moments import Sample, samples
 
 
@@ -26,20 +27,10 @@ class FidelityConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Fidelity:
-    """Means over samples and cameras, one number per new frame; PSNR in dB.
+class Fidelity(Horizon):
+    """Means over samples and cameras; ``overall`` is the gap averaged over a sample's frames."""
 
-    ``gap`` is PSNR with the sample's own condition minus PSNR with another's; ``overall`` is that
-    difference averaged over the frames of a sample.
-    """
-
-    clips: int
     condition: str
-    psnr: list[float]
-    psnr_shuffled: list[float]
-    psnr_repeat: list[float]
-    ssim: list[float]
-    gap: list[Interval]
     overall: Interval
 
     def to_json(self) -> str:
@@ -56,12 +47,7 @@ class Fidelity:
 
     def table(self) -> str:
         """Draw the horizon as a Markdown table."""
-        rows = ["| frame | PSNR | shuffled | repeat last | gap (95 %) | SSIM |", "|---" * 6 + "|"]
-        for i, gap in enumerate(self.gap):
-            scores = f"{self.psnr[i]:.2f} | {self.psnr_shuffled[i]:.2f} | {self.psnr_repeat[i]:.2f}"
-            bounds = f"{gap.mean:+.2f} ({gap.low:+.2f} to {gap.high:+.2f})"
-            rows.append(f"| {i + 1} | {scores} | {bounds} | {self.ssim[i]:.3f} |")
-        return "\n".join([*rows, "", self.summary()])
+        return f"{markdown(self.rows(self.condition))}\n\n{self.summary()}"
 
 
 @torch.no_grad()
@@ -71,17 +57,7 @@ def measure(world: ClipWorld, clips: ClipDataset, config: FidelityConfig) -> Fid
     Raises:
         ValueError: fewer than two samples, or clips without the condition.
     """
-    views = world.place.views or None
-    chosen: list[Sample] = []
-    for sample in samples(clips, world.frames, views=views, stride=None):
-        chosen.append(sample)
-        if len(chosen) == config.samples:
-            break
-    if len(chosen) < 2:
-        raise ValueError(
-            f"{len(chosen)} samples of {world.frames} frames; two are the least, so that "
-            "conditions can be exchanged"
-        )
+    chosen = first_samples(world, clips, config.samples)
     cuts = list(range(0, len(chosen), config.batch))
     if len(chosen) - cuts[-1] == 1 and len(cuts) > 1:
         cuts.pop()
@@ -101,6 +77,22 @@ def measure(world: ClipWorld, clips: ClipDataset, config: FidelityConfig) -> Fid
         gap=[bootstrap(column) for column in difference.T],
         overall=bootstrap(difference.mean(dim=1)),
     )
+
+
+def first_samples(world: ClipWorld, clips: ClipDataset, count: int) -> list[Sample]:
+    """Return at most so many samples of a world's length.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    every = samples(clips, world.frames, views=world.place.views or None)
+    chosen = list(itertools.islice(every, count))
+    if len(chosen) < 2:
+        raise ValueError(
+            f"{len(chosen)} samples of {world.frames} frames; two are the least, so that "
+            "conditions can be exchanged"
+        )
+    return chosen
 
 
 def _compare(world: ClipWorld, chosen: list[Sample], seed: int) -> Float[Tensor, "4 b f"]:

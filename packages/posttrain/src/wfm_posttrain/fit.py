@@ -47,6 +47,7 @@ class FitConfig(BaseModel):
     steps: int = Field(2000, gt=0, description="optimiser steps")
     batch: int = Field(16, gt=0, description="windows at once, on each process")
     accumulate: int = Field(1, gt=0, description="batches per step, on each process")
+    context: int = Field(1, gt=0, description="processes that share the tokens of each clip")
     recompute: bool = Field(
         False, description="keep no activations inside blocks: less memory, a third more time"
     )
@@ -105,7 +106,7 @@ def fit(
     done = _restore(run, module, optimizer, average)
     if ranks.first:
         _trim(run / METRICS, done)
-    meter = _Meter(config, ranks.count)
+    meter = _Meter(config, ranks.groups)
     module.train()
     for step in range(done + 1, config.steps + 1):
         lr = config.lr * _schedule(step, config)
@@ -141,7 +142,7 @@ def _prepare(module: nn.Module, config: FitConfig, ranks: Ranks) -> torch.optim.
     if ranks.count > 1:
         if config.optimizer == "muon":
             raise ValueError("muon needs whole matrices; with several processes use adamw")
-        shard(module.get_submodule("network"), next(module.parameters()).device.type)
+        shard(module.get_submodule("network"), next(module.parameters()).device.type, ranks)
     return _optimizer(module, config)
 
 
@@ -158,7 +159,7 @@ def _step(
     optimizer.zero_grad()
     value = 0.0
     for i in range(config.accumulate):
-        generator = step_generator(config.seed, step, i * ranks.count + ranks.number)
+        generator = step_generator(config.seed, step, i * ranks.groups + ranks.group)
         with computing_in(config.precision, device):
             part = loss(generator) / config.accumulate
         part.backward()

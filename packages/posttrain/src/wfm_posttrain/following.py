@@ -17,11 +17,11 @@ from torch import Tensor
 from . import geometry
 from .comparison import pearson
 from .evaluation import near
-from .fidelity import FidelityConfig
+from .fidelity import FidelityConfig, first_samples
 from .imagine import ClipWorld
 from .interfaces import ClipDataset, LabelledClip
 from .metrics import Interval, bootstrap, colour_mask, mask_overlap, mean_colour
-from .moments import Sample, samples
+from .moments import Sample
 
 KINDS = ("own", "shuffled", "real")
 SMALLEST = 8  # pixels of an object in the last past frame, below which it is not followed
@@ -70,13 +70,7 @@ def follow_conditions(world: ClipWorld, clips: ClipDataset, config: FidelityConf
     """
     found: dict[str, dict[str, list[float]]] = {}
     turns: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
-    chosen: list[Sample] = []
-    for sample in samples(clips, world.frames, views=world.place.views or None, stride=None):
-        chosen.append(sample)
-        if len(chosen) == config.samples:
-            break
-    if len(chosen) < 2:
-        raise ValueError(f"{len(chosen)} samples of {world.frames} frames; two are the least")
+    chosen = first_samples(world, clips, config.samples)
     for number, sample in enumerate(chosen):
         other = chosen[number - 1]
         videos = {

@@ -4,7 +4,7 @@ Videos are RGB in [-1, 1]. Per-frame scores keep the axis ``t``, so that a curve
 horizon can be drawn: the mean alone hides how fast a model drifts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,30 @@ class Interval:
     low: float
     high: float
     count: int
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """Means over clips, one number per frame of the horizon; PSNR in dB.
+
+    ``gap`` is PSNR with the clip's own condition minus PSNR with another clip's.
+    """
+
+    clips: int
+    psnr: list[float]
+    psnr_shuffled: list[float]
+    psnr_repeat: list[float]
+    ssim: list[float]
+    gap: list[Interval]
+
+    def rows(self, condition: str) -> list[tuple[str, ...]]:
+        """Put the scores in words: a header, then a row for each frame."""
+        rows = [("frame", "PSNR", f"another's {condition}", "repeat last", "gap (95 %)", "SSIM")]
+        for i, gap in enumerate(self.gap):
+            scores = (self.psnr[i], self.psnr_shuffled[i], self.psnr_repeat[i])
+            span = f"{gap.mean:+.2f} ({gap.low:+.2f} to {gap.high:+.2f})"
+            rows.append((str(i + 1), *(f"{x:.2f}" for x in scores), span, f"{self.ssim[i]:.3f}"))
+        return rows
 
 
 def psnr(
@@ -144,16 +168,6 @@ def mask_overlap(
     return torch.where(union > 0, inside / union.clamp_min(1), torch.nan)
 
 
-def effector_error(
-    imagined: Bool[Tensor, "b t h w"], pixel: Float[Tensor, "b t 2"]
-) -> Float[Tensor, "b t"]:
-    """Distance in pixels of the imagined end effector from where the actions put it.
-
-    NaN where no pixel of it was found.
-    """
-    return (centroid(imagined) - pixel).norm(dim=-1)
-
-
 def bootstrap(
     values: Float[Tensor, " n"],
     *,
@@ -176,6 +190,12 @@ def bootstrap(
     tail = (1 - confidence) / 2
     low, high = spread.quantile(torch.tensor([tail, 1 - tail], dtype=spread.dtype)).tolist()
     return Interval(statistic(values[None]).item(), low, high, len(values))
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Draw rows, the first of them the header, as a Markdown table."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def fidelity_gap(

@@ -3,20 +3,15 @@
 A sample is a stretch of frames of one clip, or of all the cameras that filmed the same moment.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int64, Shaped
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .checkpoint import read_weights, write_weights
 from .clips import Codec
 from .interfaces import ClipDataset, LabelledClip, LatentCodec, TextEncoder
 from .steering import Condition, ConditionNet, Steering, batched
@@ -194,28 +189,6 @@ def embed(encoder: TextEncoder | None, prompts: Sequence[str]) -> Shaped[Tensor,
         return torch.zeros(len(prompts), 0, 0, dtype=torch.float16)
     parts = [encoder.encode(prompts[i : i + 64])[0] for i in range(0, len(prompts), 64)]
     return torch.cat(parts).half().cpu()
-
-
-def cached(
-    path: Path, what: Mapping[str, object], make: Callable[[], EncodedClips]
-) -> EncodedClips:
-    """Read the samples from ``path``, or make and keep them there.
-
-    They are made anew when ``what`` they are made of is not what the file says.
-    """
-    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-    if path.is_file():
-        try:
-            with safe_open(path, framework="pt") as file:
-                fresh = (file.metadata() or {}).get("key") == key
-        except SafetensorError:
-            fresh = False
-        if fresh:
-            return EncodedClips.of(read_weights(path))
-    found = make()
-    write_weights(path, found.tensors(), metadata={"key": key})
-    logger.info("%s: %d samples encoded", path, len(found))
-    return found
 
 
 def stored(x: Tensor) -> Tensor:

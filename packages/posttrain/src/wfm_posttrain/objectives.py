@@ -32,20 +32,18 @@ class Noise(BaseModel):
     )
 
 
-class DiffusionBackend(Noise):
-    """Denoise the latents of the next frame; the action goes into the noise level's embedding."""
+class Denoising(Noise):
+    """A network that denoises latents, and the codec of these."""
 
     kind: Literal["diffusion"] = "diffusion"
     base: str = Field(
         "wfm_diffusion:load=builtin:pico", pattern=BASE, description="module:callable=SOURCE"
     )
-    world: str = Field("wfm_diffusion:WorldModel", description="module:callable")
     codec: str = Field("pico-cv4x8x8", description="name or module:callable=SOURCE")
-    options: dict[str, float | int | str] = Field({}, description="further keywords of the world")
 
 
-class ArBackend(BaseModel):
-    """Predict the tokens of the next frame; the action is the context of cross-attention."""
+class Predicting(BaseModel):
+    """A network that predicts tokens, and the codec of these."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,16 +51,28 @@ class ArBackend(BaseModel):
     base: str = Field(
         "wfm_ar:load=builtin:pico-ar", pattern=BASE, description="module:callable=SOURCE"
     )
-    world: str = Field("wfm_ar:WorldModel", description="module:callable")
     codec: str = Field("pico-dv8x16x16", description="name or module:callable=SOURCE")
+    past_noise: float = Field(
+        0.05, ge=0, le=1, description="share of past tokens replaced by random ones"
+    )
+
+
+class DiffusionBackend(Denoising):
+    """Denoise the latents of the next frame; the action goes into the noise level's embedding."""
+
+    world: str = Field("wfm_diffusion:WorldModel", description="module:callable")
+    options: dict[str, float | int | str] = Field({}, description="further keywords of the world")
+
+
+class ArBackend(Predicting):
+    """Predict the tokens of the next frame; the action is the context of cross-attention."""
+
+    world: str = Field("wfm_ar:WorldModel", description="module:callable")
     options: dict[str, float | int | str] = Field(
         {"temperature": 0.0}, description="further keywords of the world; 0: the likeliest token"
     )
     context_width: int | None = Field(
         None, gt=0, description="features of the context; None: the network's config.context_dim"
-    )
-    past_noise: float = Field(
-        0.05, ge=0, le=1, description="share of past tokens replaced by random ones"
     )
 
 

@@ -3,7 +3,8 @@
 ``torchrun --nproc-per-node=N --no-python wfm-posttrain train ...`` starts them. The network's
 blocks and the rest of it are split over the processes; encoders and control branches are small,
 so that each has its own copy, kept equal by averaging gradients. Checkpoints are torch's
-distributed ones, which load on any number of processes.
+distributed ones, which load on any number of processes. Where the network can share the tokens
+of a clip (``over_processes``), ``fit.context`` processes at a time look at the same clips.
 """
 
 import logging
@@ -34,10 +35,21 @@ CALLED = ("denoise", "logits")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process and how many there are."""
+    """This process, how many there are, and how many of them share a clip."""
 
     number: int = 0
     count: int = 1
+    context: int = 1
+
+    @property
+    def group(self) -> int:
+        """The number of this process's batch among those of a step."""
+        return self.number // self.context
+
+    @property
+    def groups(self) -> int:
+        """How many batches there are at once."""
+        return self.count // self.context
 
     @property
     def first(self) -> bool:
@@ -59,9 +71,15 @@ class Ranks:
 
 
 @contextmanager
-def launched(device: str) -> Generator[tuple[Ranks, str]]:
-    """Join the processes that torchrun started, if it did; yield them and this one's device."""
+def launched(device: str, context: int = 1) -> Generator[tuple[Ranks, str]]:
+    """Join the processes that torchrun started, if it did; yield them and this one's device.
+
+    Raises:
+        ValueError: processes that do not divide into groups of ``context``.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count % context:
+        raise ValueError(f"fit.context {context} does not divide {count} processes; see torchrun")
     if count == 1:
         yield Ranks(), device
         return
@@ -73,14 +91,24 @@ def launched(device: str) -> Generator[tuple[Ranks, str]]:
     if began:
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     try:
-        yield Ranks(dist.get_rank(), count), device
+        yield Ranks(dist.get_rank(), count, context), device
     finally:
         if began:
             dist.destroy_process_group()
 
 
-def shard(network: Any, device: str) -> None:
-    """Split a network over all processes, block by block, in place."""
+def shard(network: Any, device: str, ranks: Ranks) -> None:
+    """Split a network over all processes, block by block, in place.
+
+    Raises:
+        ValueError: clips are to be shared, and the network cannot.
+    """
+    if ranks.context > 1:
+        if not hasattr(network, "over_processes"):
+            raise ValueError(f"{type(network).__name__}: cannot share a clip; use fit.context=1")
+        starts = range(0, ranks.count, ranks.context)
+        groups = [dist.new_group([*range(i, i + ranks.context)]) for i in starts]
+        network.over_processes(groups[ranks.group])
     kind = device.partition(":")[0]
     mesh = init_device_mesh(kind, (dist.get_world_size(),))
     for block in getattr(network, "blocks", ()):

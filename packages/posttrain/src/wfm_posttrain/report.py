@@ -73,13 +73,14 @@ def page(found: Evaluation | Fidelity, title: str) -> str:
     speed = (
         f"; {1000 * found.seconds_per_frame:.0f} ms per frame" if found.seconds_per_frame else ""
     )
+    rows = found.rows(condition)
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
     parts = [
         head, f"<style>{STYLE}</style><h1>{escape(title)}</h1>",
         f"<p>{found.clips} held-out clips{speed}. Bands are 95 % bootstrap intervals over "
         "clips.</p>",
         "<h2>How near, frame by frame</h2>", _plots(found, condition),
-        _frames_table(found, condition),
+        table(rows[0], rows[1:]),
     ]  # fmt: skip
     if found.inverse:
         parts += ["<h2>Are the actions visible?</h2>", _actions_table(found)]
@@ -185,19 +186,6 @@ def _plots(found: Evaluation, condition: str) -> str:
         caption, unit = OBJECTS.get(name, (name, ""))
         plots.append(plot([Curve.of("imagined", values)], caption, unit=unit))
     return f'<div class="plots">{"".join(plots)}</div>'
-
-
-def _frames_table(found: Evaluation, condition: str) -> str:
-    rows = [
-        (
-            str(i + 1), f"{found.psnr[i]:.2f}", f"{found.psnr_shuffled[i]:.2f}",
-            f"{found.psnr_repeat[i]:.2f}", f"{gap.mean:+.2f} ({gap.low:+.2f} to {gap.high:+.2f})",
-            f"{found.ssim[i]:.3f}",
-        )
-        for i, gap in enumerate(found.gap)
-    ]  # fmt: skip
-    header = ("frame", "PSNR", f"another's {condition}", "repeat last", "gap (95 %)", "SSIM")
-    return table(header, rows)
 
 
 def _actions_table(found: Evaluation) -> str:

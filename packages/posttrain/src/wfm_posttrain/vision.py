@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from .clips import actions_of
-from .interfaces import ClipDataset
+from .interfaces import ClipDataset, WorldModel
 
 Progress = Callable[[int, int], None]
 
@@ -101,27 +101,30 @@ class Examples:
         return rearrange(self.frames[self.rows[picks]], "b f c h w -> b (f c) h w") / 127.5 - 1
 
 
-def read_gallery(clips: ClipDataset, limit: int | None = None, *, state: str = "state") -> Gallery:
+def read_gallery(
+    clips: ClipDataset, limit: int | None = None, *, state: str = "state", numbers: int = 3
+) -> Gallery:
     """Read the first ``limit`` clips, with actions and, where there are some, states.
 
-    ``state`` names the label that serves as the state, such as ``effector_pixel``.
+    ``state`` names the label that serves as the state, such as ``effector_pixel``; its first
+    ``numbers`` are kept, by default those of the tool's place.
 
     Raises:
         ValueError: a clip without actions.
     """
-    frames, actions, states, numbers = [], [], [], []
+    frames, actions, states, places = [], [], [], []
     for i in range(min(len(clips), limit or len(clips))):
         clip = clips[i]
         action = actions_of(clip, f"clip {i} ({clip.caption})")
         frames.append(clip.read(0, len(clip)))
         actions.append(torch.cat([action, torch.zeros_like(action[:1])]))
-        states.append(clip.labels().get(state, torch.zeros(len(clip), 0)).float())
-        numbers.append(torch.full((len(clip),), i))
-    return Gallery(*(torch.cat(parts) for parts in (frames, actions, states, numbers)))
+        states.append(clip.labels().get(state, torch.zeros(len(clip), 0)).float()[:, :numbers])
+        places.append(torch.full((len(clip),), i))
+    return Gallery(*(torch.cat(parts) for parts in (frames, actions, states, places)))
 
 
-def state_examples(gallery: Gallery, numbers: slice = slice(0, 3)) -> Examples:
-    """Pictures and some numbers of the arm's state; those of the tool's place, by default.
+def state_examples(gallery: Gallery) -> Examples:
+    """Pictures and the arm's state.
 
     Raises:
         ValueError: the clips have no states.
@@ -129,7 +132,43 @@ def state_examples(gallery: Gallery, numbers: slice = slice(0, 3)) -> Examples:
     if not gallery.state.shape[1]:
         raise ValueError("the clips have no such label to learn to read")
     rows = torch.arange(len(gallery.frames))[:, None]
-    return Examples(gallery.frames, rows, gallery.state[:, numbers])
+    return Examples(gallery.frames, rows, gallery.state)
+
+
+@torch.no_grad()
+def imagined_examples(
+    gallery: Gallery, world: WorldModel, *, windows: int = 400, frames: int = 4, seed: int = 0
+) -> Examples:
+    """Add to real pictures those that a world makes of the recorded actions, as often.
+
+    A reader that learned from both bears the world's blur, and reads what it shows where the
+    arm truly was: a steady error of the world goes into the reading. Beginnings are drawn at
+    random; before a clip's first frame stands that frame, as at the beginning of an episode.
+    """
+    device = getattr(world, "device", "cpu")
+    generator = torch.Generator().manual_seed(seed)
+    starts = gallery.pairs(frames)[:, 0]
+    windows = min(windows, len(starts))
+    starts = starts[torch.randint(len(starts), (windows,), generator=generator)]
+    begin = torch.searchsorted(gallery.clip, gallery.clip[starts])
+    before = starts[:, None] - torch.arange(world.past_frames - 1, -1, -1)
+    new = starts[:, None] + torch.arange(1, frames + 1)
+    shown = []
+    for part in torch.arange(windows).split(32):
+        past = gallery.frames[torch.maximum(before[part], begin[part, None])]
+        future = world.rollout(
+            rearrange(past, "b p c h w -> b c p h w").to(device) / 127.5 - 1,
+            frames=frames,
+            controls={"action": gallery.action[new[part] - 1].to(device)},
+            generator=generator,
+        )
+        pixels = ((future.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+        shown.append(rearrange(pixels, "b c f h w -> (b f) c h w"))
+    count = len(gallery.frames)
+    imagined = count + torch.arange(count) % new.numel()
+    rows = torch.cat([torch.arange(count), imagined])
+    states = torch.cat([gallery.state, gallery.state[new.flatten()]])
+    return Examples(torch.cat([gallery.frames, *shown]), rows[:, None], states[rows])
 
 
 def inverse_examples(gallery: Gallery) -> Examples:
