@@ -63,6 +63,7 @@ def test_bits_per_pixel_count_every_cell(name, bits):
     assert large["bits_per_pixel"] == pytest.approx(cells * bits / (9 * 32 * 32), abs=1e-5)
     assert (small["clips"], large["clips"]) == (1, 2)
     assert (small["resolution"], large["resolution"]) == ("16x16", "32x32")
+    assert large["peak_mb"] > 10
     assert "rfvd" in large
     assert "rfvd" not in small
 

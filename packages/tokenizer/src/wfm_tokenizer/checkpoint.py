@@ -112,12 +112,11 @@ def write_weights(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"format": "pt", **(metadata or {})})
-        _sort_metadata(partial)
         partial.chmod(0o644)  # safetensors lets nobody else read
 
 
-def _sort_metadata(path: Path) -> None:
-    """Give equal content equal bytes: the library writes metadata in an order drawn by chance."""
+def sort_metadata(path: Path) -> None:
+    """Give equal content equal bytes: safetensors writes metadata in an order drawn by chance."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .checkpoint import named, part, read_weights, write_weights
+from .checkpoint import named, part, read_weights, replacing, sort_metadata, write_weights
 from .metrics import ratio, squared_error, ssim
 from .model import ContinuousTokenizer, DiscreteTokenizer, pad_to_fit
 from .video import iterate_video, open_video, to_frames, to_model
@@ -61,7 +61,9 @@ def write_latents(path: str | Path, content: LatentFile, tokenizer: AnyTokenizer
         "height": str(content.height),
         "width": str(content.width),
     }
-    write_weights(path, {"tokens" if discrete else "latent": tensor}, metadata=metadata)
+    with replacing(path) as partial:
+        write_weights(partial, {"tokens" if discrete else "latent": tensor}, metadata=metadata)
+        sort_metadata(partial)
 
 
 def read_latents(path: str | Path, tokenizer: AnyTokenizer) -> LatentFile:
