@@ -8,6 +8,7 @@ from test_embedders import curated
 
 from wfm_curator import content
 from wfm_curator.content import Head
+from wfm_curator.embedders import Called
 
 
 def labelled(seeds):
@@ -46,7 +47,7 @@ def test_sentences_make_a_head():
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     assert told(head, vectors) == ["cold", "warm", "leaf"]
     with pytest.raises(ValueError, match="needs a network for sentences"):
-        content.zero_shot(content.Embedder, content.SENTENCES)
+        content.zero_shot(Called(networks.colours), content.SENTENCES)
 
 
 def planted(folder):

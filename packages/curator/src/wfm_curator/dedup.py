@@ -92,8 +92,7 @@ def _pairs(clips: Sequence[Embedding], config: DedupConfig) -> Iterator[tuple[in
         apart = float(difference(clips[one].cells, clips[other].cells[None])[0])
         if apart <= config.difference:
             yield one, other, _likeness(cosine, apart, "")
-    if all(clip.learned is not None for clip in clips):
-        yield from _learned(clips, config)
+    yield from _learned(clips, config)
     if not config.variants:
         return
     changed = [(i, form) for i, clip in enumerate(clips) for form in forms(clip)[1:]]
@@ -111,8 +110,12 @@ def _learned(
     clips: Sequence[Embedding], config: DedupConfig
 ) -> Iterator[tuple[int, int, _Likeness]]:
     """Yield pairs that a network takes for alike, if some form of one looks like the other."""
-    vectors = unit(np.stack([clip.learned for clip in clips if clip.learned is not None]))
-    for one, other, cosine in pairs_above(vectors, config.learned_cosine, config):
+    having = [(i, clip.learned) for i, clip in enumerate(clips) if clip.learned is not None]
+    if len(having) < 2:
+        return
+    vectors = unit(np.stack([vector for _, vector in having]))
+    for first, second, cosine in pairs_above(vectors, config.learned_cosine, config):
+        one, other = having[first][0], having[second][0]
         cells = clips[other].cells[None]
         looks = [(float(difference(f.cells, cells)[0]), f.how) for f in forms(clips[one])]
         apart, how = min(looks)

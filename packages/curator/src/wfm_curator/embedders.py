@@ -7,6 +7,7 @@ ledger by clip and network, and not computed again; clips that the filter leaves
 import base64
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,12 +18,15 @@ from .captioning import Clip, jpeg_of, spread
 from .config import EmbedConfig
 from .ledger import Ledger
 from .text import named
+from .video import VideoError
 from .vlm import EndpointError, Server, first_model
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 LITE_SIDE = 224
 
 Progress = Callable[[int, int], None]
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -199,16 +203,19 @@ class Vectors:
         return {key: np.frombuffer(b, np.float16).astype(np.float32) for key, b in blobs if b}
 
     def fill(self, clips: Sequence[Clip]) -> dict[str, np.ndarray]:
-        """Return a vector for each clip, by key.
+        """Return a vector for each clip, by key; none for one that can no longer be read.
 
         Raises:
-            VideoError: a file no longer yields the frames that were seen before.
             ValueError: the network gives something that is no vector.
         """
         found = self.known([clip.key for clip in clips])
         todo = [clip for clip in clips if clip.key not in found]
         for done, clip in enumerate(todo, 1):
-            vector = self._of(clip)
+            try:
+                vector = self._of(clip)
+            except (VideoError, FileNotFoundError) as e:  # to cut it will fail too, and say so
+                logger.warning("%s has no vector: %s", clip.key, e)
+                continue
             self.ledger.put_embedding(self.mark(clip.key), vector.tobytes())
             self.ledger.commit()
             found[clip.key] = vector.astype(np.float32)
