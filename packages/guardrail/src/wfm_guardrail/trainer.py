@@ -71,8 +71,7 @@ def train(
     one, so that a word which no scene holds says something, too. The thresholds are set on
     harmless prompts that were ``held_out``: three in a thousand may be refused, ten doubted.
     """
-    words, table = vectors[0], vectors[1] - vectors[1].mean(axis=0)
-    table = table / np.linalg.norm(table, axis=1, keepdims=True).clip(1e-6)
+    words, table = vectors[0], unit(vectors[1] - vectors[1].mean(axis=0))
     place = {word: i for i, word in enumerate(words)}
     bags = [words_of(text) for text in scenes.texts]
     counts = Counter(name for bag in bags for name in dict.fromkeys(features(bag)))
@@ -199,9 +198,8 @@ def train_head(
     mean = x.mean(axis=0)
     w, b = _regress(_SPREAD * (x - mean), scenes.labels, decay, steps)
     head, bias = _SPREAD * w, b - _SPREAD * mean @ w
-    odds = np.array(
-        [SemanticReader(encode, head, bias, (0, 0), words).score(t)[0] for t in held_out]
-    )
+    draft = SemanticReader(encode, head, bias, (0.0, 0.0), words)
+    odds = np.array([draft.score(text)[0] for text in held_out])
     return {"head": head.astype(np.float32), "bias": bias, "thresholds": _limits(odds)}
 
 
