@@ -9,11 +9,13 @@ whose library is missing is named and left out.
 """
 
 import argparse
+import os
 import statistics
 import sys
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 import wfm_ar as wa
 from wfm_ar.bench import clock, medians, product_seconds, token_seconds, weight_bytes
 from wfm_ar.model import Cache
+from wfm_ar.serving import write_served
 
 WIDTHS = {"dim": 768, "num_layers": 8, "num_heads": 12, "num_kv_heads": 4, "head_dim": 64}
 SIZE = WIDTHS | {"ffn_dim": 2688, "vocab_size": 8000, "rope_theta": 10_000.0}
@@ -169,6 +172,46 @@ def llama_weights(lm: wa.ArTransformer) -> dict[str, Tensor]:
     return found
 
 
+def vllm(rounds: int) -> Iterator[Row]:
+    """The same weights in vLLM's engine, one request at a time, in this process."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    from vllm import LLM, SamplingParams
+
+    lm, length, n = model(VIDEO), 64, 16
+    fast, prompt = wa.for_decoding(lm), prompt_of(lm, length)
+    with TemporaryDirectory() as folder:
+        write_served(lm, f"{folder}/served")
+        engine = LLM(
+            f"{folder}/served", skip_tokenizer_init=True, dtype="float32", block_size=32,
+            max_model_len=512, max_num_seqs=1, enable_prefix_caching=False,
+            kv_cache_memory_bytes=64 << 20,
+        )  # fmt: skip
+    asked = {"prompt_token_ids": prompt[0].tolist()}
+
+    def ask(count: int) -> tuple[list[int], float]:
+        sampling = SamplingParams(
+            temperature=0.0, max_tokens=count, ignore_eos=True, detokenize=False
+        )
+        began = clock()
+        (answer,) = engine.generate([asked], sampling, use_tqdm=False)
+        return list(answer.outputs[0].token_ids), clock() - began
+
+    same = ask(n)[0] == wa.generate(fast, prompt, n)[0].tolist()
+    found = medians(
+        {
+            "ours": partial(token_median, fast, prompt, n),
+            "theirs": lambda: (ask(n)[1] - ask(1)[1]) / (n - 1),
+        },
+        rounds,
+    )
+    said = "x speed, same tokens" if same else "x speed, TOKENS DIFFER"
+    yield (
+        f"over vLLM's engine, batch 1, after {length} tokens",
+        found["theirs"] / found["ours"],
+        said,
+    )
+
+
 def reference(rounds: int, total: int) -> Iterator[Row]:
     """A loop that does what the reference does, at the end of ``total`` tokens."""
     n = 3
@@ -225,13 +268,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("floor", "transformers", "reference"))
+    parser.add_argument("--only", choices=("floor", "transformers", "vllm", "reference"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     rounds, total = (1, 640) if args.quick else (args.rounds, 5120)
     parts = {
         "floor": lambda: floor(rounds),
         "transformers": lambda: transformers(rounds),
+        "vllm": lambda: vllm(rounds),
         "reference": lambda: reference(rounds, total),
     }
     say(f"torch {torch.__version__}, 1 thread, processor time, medians of {rounds}\n")

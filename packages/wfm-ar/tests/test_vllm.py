@@ -14,7 +14,7 @@ import torch
 import wfm_ar as wa
 from wfm_ar.checkpoint import read_weights
 from wfm_ar.cli import main
-from wfm_ar.serving import serve_command, write_served
+from wfm_ar.serving import engine_prompt, request_body, serve_command, write_served
 
 NAMES = ["base_hd32_fp32", "v2w_hd32_fp32"]
 SETTINGS = {
@@ -34,31 +34,27 @@ def rebuilt(golden, name):
     return lm, prompt.tolist(), tensors["greedy"][0].tolist(), tensors.get("context")
 
 
-def test_the_folder_says_what_vllm_asks(golden, tmp_path):
-    lm, _, _, context = rebuilt(golden, "v2w_hd32_fp32")
-    write_served(lm, tmp_path / "served", context=context[0])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_folder_says_what_vllm_asks(golden, name, tmp_path):
+    lm, _, _, context = rebuilt(golden, name)
+    write_served(lm, tmp_path / "served")
     config = json.loads((tmp_path / "served/config.json").read_text())
-    assert config["architectures"] == ["WfmArForCausalLM"]
+    assert config["is_encoder_decoder"] == (context is not None)
     assert wa.ArConfig.model_validate(config["wfm"]) == lm.config
     stored = read_weights(tmp_path / "served/model.safetensors")
-    assert set(stored) == {*lm.state_dict(), "context"}
+    assert set(stored) == set(lm.state_dict())
     command = serve_command(lm, tmp_path / "served", port=1)
     assert command[command.index("--max-model-len") + 1] == str(lm.config.max_tokens)
     assert command[command.index("--host") + 1] == "127.0.0.1"
-    base, _, _, _ = rebuilt(golden, "base_hd32_fp32")
-    with pytest.raises(ValueError, match="no cross-attention"):
-        write_served(base, tmp_path / "refused", context=context[0])
-    assert not (tmp_path / "refused").exists()
+    assert ("--enable-mm-embeds" in command) == (context is not None)
 
 
 def test_the_command_is_spelled_out(tmp_path, capsys, monkeypatch):
     arguments = ["serve", "-o", str(tmp_path / "served"), "--port", "81"]
-    words = ["-p", "a red cube", "--text-encoder", f"{wa.__name__}:pico_text_encoder"]
-    assert main([*arguments, *words]) == 0
+    assert main(arguments) == 0
     said = capsys.readouterr().out
     assert said.startswith("vllm serve ")
     assert "--port 81" in said
-    assert read_weights(tmp_path / "served/model.safetensors")["context"].shape == (32, 128)
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert main([*arguments, "--launch"]) == 2
     assert "pip install wfm-ar[vllm]" in capsys.readouterr().err
@@ -74,26 +70,44 @@ def test_the_engine_gives_the_tokens_of_the_original(golden, name, tmp_path, mon
     from vllm import LLM, SamplingParams
 
     lm, prompt, greedy, context = rebuilt(golden, name)
-    write_served(lm, tmp_path / "served", context=None if context is None else context[0])
+    write_served(lm, tmp_path / "served")
     engine = LLM(
         str(tmp_path / "served"), skip_tokenizer_init=True, dtype="float32", enforce_eager=True,
-        max_model_len=lm.config.max_tokens, max_num_seqs=4, block_size=32,
+        max_model_len=lm.config.max_tokens, max_num_batched_tokens=2048, max_num_seqs=4,
+        block_size=32,
         enable_prefix_caching=False, kv_cache_memory_bytes=64 << 20,
+        enable_mm_embeds=context is not None,
     )  # fmt: skip
     settings = SamplingParams(
         temperature=0.0, max_tokens=len(greedy), ignore_eos=True, detokenize=False
     )
-    asked = [{"prompt_token_ids": prompt}] * 3
-    answers = engine.generate(asked, settings, use_tqdm=False)
-    assert [list(answer.outputs[0].token_ids) for answer in answers] == [greedy] * 3
-    ours = wa.generate(lm, torch.tensor([prompt]), len(greedy), context=context)
-    assert ours[0].tolist() == greedy
+    answers = {}
+    for key, text in texts(context).items():
+        ours = wa.generate(lm, torch.tensor([prompt]), len(greedy), context=text)
+        answers[key] = ours[0].tolist()
+    assert answers["original"] == greedy
+    assert len(set(map(tuple, answers.values()))) == len(answers), "each text has its own answer"
+    # All at once, twice each and mixed: no request sees another's text.
+    asked = [*answers, *reversed(answers)]
+    prompts = [
+        engine_prompt(prompt, None if context is None else texts(context)[key][0]) for key in asked
+    ]
+    found = engine.generate(prompts, settings, use_tqdm=False)
+    assert [list(each.outputs[0].token_ids) for each in found] == [answers[key] for key in asked]
+
+
+def texts(context):
+    """Return contexts to answer under: the original's, another one, and none at all."""
+    if context is None:
+        return {"original": None}
+    return {"original": context, "other": context.flip(2), "empty": torch.zeros_like(context)}
 
 
 @pytest.mark.vllm
-def test_a_server_answers_over_http(golden, tmp_path):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_server_answers_over_http(golden, name, tmp_path):
     pytest.importorskip("vllm")
-    lm, prompt, greedy, _ = rebuilt(golden, NAMES[0])
+    lm, prompt, greedy, context = rebuilt(golden, name)
     write_served(lm, tmp_path / "served")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -107,20 +121,32 @@ def test_a_server_answers_over_http(golden, tmp_path):
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | SETTINGS)
     try:
-        said = {
-            "model": str(tmp_path / "served"), "prompt": prompt, "max_tokens": len(greedy),
-            "temperature": 0, "ignore_eos": True, "return_token_ids": True,
-        }  # fmt: skip
-        url = f"http://127.0.0.1:{port}"
-        wait_for(f"{url}/health", server, tmp_path / "log")
-        request = urllib.request.Request(
-            f"{url}/v1/completions", json.dumps(said).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=300) as answer:
-            assert json.load(answer)["choices"][0]["token_ids"] == greedy
+        wait_for(f"http://127.0.0.1:{port}/health", server, tmp_path / "log")
+        if context is None:
+            said = {
+                "model": folder, "prompt": prompt, "max_tokens": len(greedy),
+                "temperature": 0, "ignore_eos": True, "return_token_ids": True,
+            }  # fmt: skip
+            assert post(port, "/v1/completions", said) == greedy
+        else:
+            for text in texts(context).values():
+                said = request_body(prompt, text[0], temperature=0, max_tokens=len(greedy))
+                ours = wa.generate(lm, torch.tensor([prompt]), len(greedy), context=text)
+                assert post(port, "/inference/v1/generate", said) == ours[0].tolist()
     finally:
         server.terminate()
         server.wait(60)
+
+
+def post(port, path, said):
+    """Return the tokens of the answer."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}",
+        json.dumps(said).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        return json.load(answer)["choices"][0]["token_ids"]
 
 
 def wait_for(url, server, log, seconds=900):

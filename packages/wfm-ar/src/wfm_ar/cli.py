@@ -96,8 +96,6 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-m", "--model", default="builtin:pico-ar", metavar="SOURCE")
     add("-o", "--out", type=Path, required=True, metavar="FOLDER", help="what vLLM is to read")
-    add("-p", "--prompt", help="every request is answered under this text")
-    add("--text-encoder", metavar="REF", help="of the prompt (default: as in the training)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
     add("--port", type=int, default=8000)
     add("--launch", action="store_true", help="start vLLM too, where it is installed")
@@ -219,14 +217,9 @@ def serve(args: argparse.Namespace) -> int:
 
     from .pretrained import load
     from .serving import serve_command, write_served
-    from .world import find_text_encoder
 
-    lm, context = load(args.model), None
-    if args.prompt is not None:
-        trained = lm.world.text_encoder if lm.world else None
-        encoder = find_text_encoder(args.text_encoder or trained)
-        context = encoder.encode([args.prompt])[0][0]
-    write_served(lm, args.out, context=context, dtype=getattr(torch, args.dtype))
+    lm = load(args.model)
+    write_served(lm, args.out, dtype=getattr(torch, args.dtype))
     command = serve_command(lm, args.out, port=args.port)
     _say({"command": command}, shlex.join(command), args)
     if args.launch:

@@ -1,20 +1,25 @@
 """The transformer in vLLM's parts: paged keys and values, continuous batches, tensor parallel.
 
-Tables, norms and rotation are those of the package itself. A token's number in its sequence is
+Tables, norms and rotation are those of the package itself. Models with text are served as
+encoder-decoders (vllm_context.py). A token's number in its sequence is
 its place on the grid, so the tables are looked up by vLLM's positions.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
 from vllm.distributed import (  # ty: ignore[import-not-found]
     get_tensor_model_parallel_world_size,
 )
 from vllm.model_executor.layers.activation import SiluAndMul  # ty: ignore[import-not-found]
-from vllm.model_executor.layers.attention import Attention  # ty: ignore[import-not-found]
+from vllm.model_executor.layers.attention import (  # ty: ignore[import-not-found]
+    Attention,
+)
+from vllm.model_executor.layers.attention import (  # ty: ignore[import-not-found]
+    CrossAttention as VllmCrossAttention,
+)
 from vllm.model_executor.layers.linear import (  # ty: ignore[import-not-found]
     ColumnParallelLinear,
     MergedColumnParallelLinear,
@@ -28,10 +33,16 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (  # ty: ignore[
     ParallelLMHead,
     VocabParallelEmbedding,
 )
+from vllm.model_executor.models.interfaces import (  # ty: ignore[import-not-found]
+    SupportsMultiModal,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY  # ty: ignore[import-not-found]
 
 from .config import ArConfig
 from .layers import RMSNorm, rotate, signed
 from .positions import absolute_table, rotary_tables
+from .serving import CONTEXT
+from .vllm_context import ContextInfo, ContextProcessor, EmptyContext
 
 
 class SelfAttention(nn.Module):
@@ -66,7 +77,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention to the one context that this engine serves; its keys are made at loading."""
+    """Attention to the context of each request; vLLM keeps its keys and values in pages too."""
 
     def __init__(self, config: ArConfig, vllm_config: Any, prefix: str) -> None:
         super().__init__()
@@ -89,24 +100,21 @@ class CrossAttention(nn.Module):
         )
         self.q_norm = RMSNorm(dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.context: tuple[Tensor, Tensor] | None = None
+        self.attend = VllmCrossAttention(
+            heads // parts, dim, dim**-0.5, num_kv_heads=groups // parts,
+            cache_config=vllm_config.cache_config, quant_config=quant, prefix=f"{prefix}.attend",
+        )  # fmt: skip
 
-    def project(self, context: Tensor) -> None:
-        """Make keys and values of a context, slots x features; all slots are attended.
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Attend; ``context`` has the slots of those requests that begin in this very step."""
+        k = v = None
+        if context is not None:
+            k = self._heads(self.k_norm, self.k(context)[0])
+            v = self.v(context)[0]
+        return self.out(self.attend(self._heads(self.q_norm, self.q(x)[0]), k, v))[0]
 
-        From the weights themselves: vLLM readies its layers only after all have been loaded.
-        """
-        slots = len(context)
-        k = self.k_norm(linear(context, self.k.get_parameter("weight")).view(slots, -1, self.dim))
-        v = linear(context, self.v.get_parameter("weight")).view(slots, -1, self.dim)
-        self.context = (k.transpose(0, 1)[None].contiguous(), v.transpose(0, 1)[None].contiguous())
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.context is None:  # the same as an all-zero context
-            return torch.zeros_like(x)
-        q = self.q_norm(self.q(x)[0].view(len(x), -1, self.dim)).transpose(0, 1)[None]
-        found = scaled_dot_product_attention(q, *self.context, enable_gqa=True)
-        return self.out(found[0].transpose(0, 1).flatten(1))[0]
+    def _heads(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return norm(x.view(len(x), -1, self.dim)).flatten(1)
 
 
 class FeedForward(nn.Module):
@@ -142,15 +150,15 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = FeedForward(config, vllm_config, f"{prefix}.ffn")
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], context: Tensor | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotation)
         if self.cross is not None and self.cross_norm is not None:
-            x = x + self.cross(self.cross_norm(x))
+            x = x + self.cross(self.cross_norm(x), context)
         return x + self.ffn(self.ffn_norm(x))
 
 
 class WfmArForCausalLM(nn.Module):
-    """What vLLM serves a folder of :func:`~wfm_ar.serving.write_served` with."""
+    """What vLLM serves a model without text with."""
 
     cos: Tensor
     sin: Tensor
@@ -187,14 +195,16 @@ class WfmArForCausalLM(nn.Module):
         positions: Tensor,
         intermediate_tensors: object = None,
         inputs_embeds: Tensor | None = None,
+        encoder_outputs: Sequence[Tensor] | None = None,
     ) -> Tensor:
+        context = torch.cat(list(encoder_outputs)) if encoder_outputs else None
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         rotation = self.cos[positions], self.sin[positions]
         absolute = None if self.absolute is None else self.absolute[positions]
         for block in self.blocks:
             if absolute is not None:
                 x = x + absolute
-            x = block(x, rotation)
+            x = block(x, rotation, context)
         return self.norm(x)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
@@ -202,11 +212,8 @@ class WfmArForCausalLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load our own names; what is stacked in them is told apart for tensor parallel."""
-        known, loaded, context = dict(self.named_parameters()), set(), None
+        known, loaded = dict(self.named_parameters()), set()
         for name, tensor in weights:
-            if name == "context":
-                context = tensor
-                continue
             weight = known[name]
             load = getattr(weight, "weight_loader", None)
             loaded.add(name)
@@ -217,10 +224,6 @@ class WfmArForCausalLM(nn.Module):
                     load(weight, rows, part)
             else:
                 load(weight, tensor)
-        if context is not None:
-            for block in self.blocks:
-                if isinstance(block, Block) and block.cross is not None:
-                    block.cross.project(context.to(self.norm.weight))
         return loaded
 
     def _stacked(self, name: str, tensor: Tensor) -> Iterable[tuple[str | int, Tensor]]:
@@ -228,3 +231,21 @@ class WfmArForCausalLM(nn.Module):
             return enumerate(tensor.chunk(2))
         groups = self.config.num_kv_heads * self.config.head_dim
         return zip("qkv", tensor.split([len(tensor) - 2 * groups, groups, groups]), strict=True)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    ContextProcessor, info=ContextInfo, dummy_inputs=EmptyContext
+)
+class WfmArForConditionalGeneration(WfmArForCausalLM, SupportsMultiModal):
+    """What vLLM serves a model with text with: each request has a context of its own."""
+
+    @classmethod
+    def get_placeholder_str(cls, modality: str, i: int) -> str | None:
+        return None
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Return the contexts as they are: what projects them stands in every layer."""
+        return [context.to(self.norm.weight) for context in kwargs[CONTEXT]]
+
+    def embed_input_ids(self, input_ids: Tensor, *_: object, **__: object) -> Tensor:
+        return self.embed(input_ids)

@@ -281,17 +281,6 @@ def load_world(
     return WorldModel(lm, *parts, settings=settings)
 
 
-def find_text_encoder(reference: str | None) -> TextEncoder:
-    """Return the text encoder of that name, or ``module:callable``.
-
-    Raises:
-        ValueError: none is named, or it is not there.
-    """
-    if reference is None:
-        raise ValueError("a prompt needs a text encoder; name one")
-    return _part(reference, "wfm.text_encoders", TextEncoder)
-
-
 def pico_ar() -> WorldModel:
     """Return the built-in world model."""
     return load_world("builtin:pico-ar")
