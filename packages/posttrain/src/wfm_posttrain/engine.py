@@ -367,7 +367,7 @@ def _card(recipe: ClipRecipe, config: ClipConfig, result: Fidelity | None) -> st
         f"{config.fit.batch} clips, seed {config.fit.seed}; codec `{recipe.codec}`.",
         "```python\nimport wfm_posttrain\nworld = wfm_posttrain.load(FOLDER)\n"
         f"future = world.rollout(past, frames={recipe.frames - recipe.past_frames}, "
-        f"controls={{{controls}}}, prompts=[caption])\n```",
+        f"controls={{{controls}}}{', prompts=[caption]' if recipe.text_encoder else ''})\n```",
     ]
     if result:
         lines.append(f"On {result.clips} held-out samples:\n\n{result.table()}")

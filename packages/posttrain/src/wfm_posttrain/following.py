@@ -4,8 +4,9 @@ Each score stands beside the same score of clips imagined under another clip's c
 the real clips, which is the measure's own error.
 """
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ from .moments import Sample
 KINDS = ("own", "shuffled", "real")
 SMALLEST = 8  # pixels of an object in the last past frame, below which it is not followed
 Scores = dict[str, float]
+Turns = Float[np.ndarray, "n 2"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,12 @@ class Following:
 
     ``rotation_deg``, ``direction_deg`` and ``way`` (metres) are errors of the recovered camera
     motion, ``tse`` and ``cse`` Sampson errors in pixels, ``mask_iou`` of objects by their colour.
-    ``turn_r`` correlates commanded with recovered turns, step by step.
+    ``turn_r`` correlates commanded with recovered turns (``geometry.pan``) from one latent frame
+    to the next, over all clips.
     """
 
     clips: int
     scores: Mapping[str, Mapping[str, Interval]]
-    turn_r: Mapping[str, float]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -53,8 +55,6 @@ class Following:
             rows.append(
                 f"| {name} | {means} | {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) |"
             )
-        if self.turn_r:
-            rows.append("| turn_r | " + " | ".join(f"{self.turn_r[k]:.3f}" for k in KINDS) + " | |")
         return "\n".join(rows)
 
 
@@ -69,7 +69,7 @@ def follow_conditions(world: ClipWorld, clips: ClipDataset, config: FidelityConf
         ValueError: fewer than two samples.
     """
     found: dict[str, dict[str, list[float]]] = {}
-    turns: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+    turns: dict[str, list[Turns]] = {kind: [] for kind in KINDS}
     chosen = first_samples(world, clips, config.samples)
     for number, sample in enumerate(chosen):
         other = chosen[number - 1]
@@ -79,12 +79,13 @@ def follow_conditions(world: ClipWorld, clips: ClipDataset, config: FidelityConf
             "real": sample.video(),
         }
         for kind, video in videos.items():
-            for name, value in _score(sample, video, world.past_frames, turns[kind]).items():
+            shown = Shown(sample, video, world.past_frames, world.place.compression[0])
+            for name, value in _score(shown, turns[kind]).items():
                 found.setdefault(name, {k: [] for k in KINDS})[kind].append(value)
     scores = {name: _intervals(name, values) for name, values in found.items()}
-    known = any(turns["real"])
-    r = {kind: pearson(*np.array(pairs).T) for kind, pairs in turns.items() if len(pairs) > 1}
-    return Following(len(chosen), scores, r if known and len(r) == len(KINDS) else {})
+    if turns["real"]:
+        scores["turn_r"] = _turn_r(turns, config.seed)
+    return Following(len(chosen), scores)
 
 
 def _imagine(
@@ -108,21 +109,32 @@ def _imagine(
     return torch.cat([video[:, :, :past], new.to(video)], dim=2)
 
 
-def _score(
-    sample: Sample, video: Float[Tensor, "v 3 t h w"], past: int, turns: list[tuple[float, float]]
-) -> Scores:
+@dataclass(frozen=True)
+class Shown:
+    """What a sample looks like, its first ``past`` frames real; ``stride`` frames are a latent."""
+
+    sample: Sample
+    video: Float[Tensor, "v 3 t h w"]
+    past: int
+    stride: int
+
+
+def _score(shown: Shown, turns: list[Turns]) -> Scores:
     """Score one sample's videos by whatever its labels allow."""
-    frames = ((video[:, :, past - 1 :].clamp(-1, 1) + 1) * 127.5).round().byte()
-    shown = rearrange(frames, "v c t h w -> v t c h w").numpy()
+    sample, video, past = shown.sample, shown.video, shown.past
+    pixels = ((video[:, :, past - 1 :].clamp(-1, 1) + 1) * 127.5).round().byte()
+    frames = rearrange(pixels, "v c t h w -> v t c h w").numpy()
     labels = [_cut(clip, sample, past) for clip in sample.clips]
     found: Scores = {}
     if all({"camera_pose", "intrinsics"} <= label.keys() for label in labels):
         poses = [label["camera_pose"].double().numpy() for label in labels]
         pinholes = [label["intrinsics"].double().numpy()[0] for label in labels]
         if len(sample.clips) > 1:
-            found |= _rig(shown, poses, pinholes)
+            found |= _rig(frames, poses, pinholes)
         elif np.abs(poses[0] - poses[0][:1]).max() > 1e-3:
-            found |= _way(shown[0], poses[0], pinholes[0], turns)
+            found |= _way(frames[0], poses[0], pinholes[0])
+            some = slice(None, None, shown.stride)
+            turns.append(_turns(frames[0][some], poses[0][some], pinholes[0]))
     if len(sample.clips) == 1 and "segmentation" in labels[0]:
         masks = _masks(video[:, :, past - 1 :], labels[0]["segmentation"])
         found |= {} if masks is None else {"mask_iou": masks}
@@ -140,20 +152,46 @@ def _way(
     frames: UInt8[np.ndarray, "t 3 h w"],
     poses: Float[np.ndarray, "t 4 4"],
     pinhole: Float[np.ndarray, "3 3"],
-    turns: list[tuple[float, float]],
 ) -> Scores:
     """Compare the recovered way of a moving camera with the commanded one."""
     steps, wanted = geometry.recovered_steps(frames, pinhole), geometry.commanded_steps(poses)
     errors = geometry.step_errors(steps, wanted)
     lengths = np.linalg.norm(wanted[:, :3, 3], axis=1)
     way = geometry.recovered_way(steps, lengths)
-    # The turn about the picture's vertical, as the sine of its angle.
-    turns += [(w[0, 2], s[0, 2]) for s, w in zip(steps, wanted, strict=True) if s is not None]
     return {
         "rotation_deg": _median(errors.rotation), "direction_deg": _median(errors.direction),
         "way": geometry.following_error(way, poses)["ate"],
         "tse": geometry.temporal_sampson(frames).error,
     }  # fmt: skip
+
+
+def _turns(
+    frames: UInt8[np.ndarray, "t 3 h w"],
+    poses: Float[np.ndarray, "t 4 4"],
+    pinhole: Float[np.ndarray, "3 3"],
+) -> Turns:
+    """Return commanded and recovered turns, as sines, where one could be recovered."""
+    steps = geometry.commanded_steps(poses)
+    found = [geometry.pan(geometry.follow(a, b), pinhole) for a, b in itertools.pairwise(frames)]
+    pairs = [(w[0, 2], turn) for w, turn in zip(steps, found, strict=True) if turn is not None]
+    return np.array(pairs).reshape(-1, 2)
+
+
+def _turn_r(turns: Mapping[str, list[Turns]], seed: int, draws: int = 1000) -> dict[str, Interval]:
+    """Correlate the turns of all clips; intervals resample clips."""
+    count, rng = len(turns["real"]), np.random.default_rng(seed)
+
+    def r(picks: Sequence[int]) -> dict[str, float]:
+        both = {kind: np.concatenate([some[i] for i in picks]) for kind, some in turns.items()}
+        found = {kind: pearson(*pairs.T) if len(pairs) else np.nan for kind, pairs in both.items()}
+        return {**found, "better": found["own"] - found["shuffled"]}
+
+    drawn = [r(rng.integers(count, size=count).tolist()) for _ in range(draws)]
+    found = {}
+    for name, value in r(range(count)).items():
+        low, high = np.nanquantile([draw[name] for draw in drawn], [0.025, 0.975]).tolist()
+        found[name] = Interval(value, low, high, count)
+    return found
 
 
 def _rig(

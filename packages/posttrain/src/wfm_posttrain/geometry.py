@@ -165,6 +165,17 @@ def relative_pose(
     return pose
 
 
+def pan(matches: Float[np.ndarray, "n 4"], intrinsics: Float[np.ndarray, "3 3"]) -> float | None:
+    """Return the sine of the turn to the right that moves points as far as their median.
+
+    It takes fewer and worse matches than an essential matrix does; a camera that travels
+    sideways, too, adds its parallax. None where too few points were followed.
+    """
+    if len(matches) < LEAST_MATCHES:
+        return None
+    return float(np.sin(np.arctan(np.median(matches[:, 0] - matches[:, 2]) / intrinsics[0, 0])))
+
+
 def recovered_steps(
     frames: UInt8[np.ndarray, "t 3 h w"], intrinsics: Float[np.ndarray, "3 3"]
 ) -> list[Float[np.ndarray, "4 4"] | None]:
