@@ -237,6 +237,9 @@ def test_mistakes_are_named(tmp_path, clips):
     run(tmp_path / "f", clips, steps=1)
     with pytest.raises(ValueError, match="another run"):
         run(tmp_path / "f", clips, steps=2)
+    (tmp_path / "f/state.pt").touch()
+    with pytest.raises(ValueError, match="a run of an earlier version"):
+        run(tmp_path / "f", clips, steps=1)
     with pytest.raises(ValueError, match="tensor_parallel needs sharding"):
         run(tmp_path / "g", clips, tensor_parallel=2)
     with pytest.raises(ValueError, match="tensor_parallel 2 does not divide 1 processes"):

@@ -24,6 +24,8 @@ SETTINGS, TOKENS = "config.json", "tokens.safetensors"
 def claim(config: TrainConfig) -> None:
     """Take the folder of the run, unless another run lies there."""
     settings = config.out / SETTINGS
+    if (config.out / "state.pt").exists():
+        raise ValueError(f"{config.out}: a run of an earlier version; choose another out")
     if not settings.is_file():
         with replacing(settings) as partial:
             partial.write_text(config.model_dump_json(indent=2, exclude={"out"}) + "\n")
