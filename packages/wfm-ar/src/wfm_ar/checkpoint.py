@@ -117,21 +117,7 @@ def write_weights(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"format": "pt", **(metadata or {})})
-        _sort_metadata(partial)
         partial.chmod(0o644)  # safetensors lets nobody else read
-
-
-# same as: packages/tokenizer/src/wfm_tokenizer/checkpoint.py
-def _sort_metadata(path: Path) -> None:
-    """Give equal content equal bytes: the library writes metadata in an order drawn by chance."""
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= size:
-            file.seek(8)
-            file.write(text.ljust(size))
 
 
 # same as: packages/tokenizer/src/wfm_tokenizer/checkpoint.py
