@@ -1,7 +1,6 @@
 """Models on disk: folders of ``config.json`` and ``model.safetensors``, found and written."""
 
 import hashlib
-import json
 import os
 import pickle
 import shutil
