@@ -142,7 +142,7 @@ def predict(args: argparse.Namespace) -> dict[str, dict[str, int]]:
                 "ready": ready,
                 "a chunk": high_water() - ready - layers - few * (growth + latents),
                 "layers": layers,
-                "attention": growth * count,
+                "attention": 2 * growth * count,  # once more while it is saved
                 "latents": latents * count,
             }
             total = {"predicted": max(loading, sum(parts.values()))}

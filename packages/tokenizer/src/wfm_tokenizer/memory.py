@@ -1,7 +1,7 @@
 """What a causal network remembers between the chunks of one video; what a process holds."""
 
+from collections.abc import Iterator
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -28,14 +28,18 @@ class Memory(dict[nn.Module, Tensor]):
         """Return what belongs to one of the tiles of a picture."""
         return self.tiles.setdefault(tile, Memory(self.max_context))
 
-    def tensors(self) -> dict[nn.Module, Tensor]:
-        """Return all of it, one tensor a layer."""
-        return self | {layer: torch.cat(parts, 2) for layer, parts in self.past.items()}
+    def parts(self) -> Iterator[tuple[nn.Module, int, Tensor]]:
+        """Go through all but the tiles: the layer, the number of its part, and that."""
+        for layer, tensor in self.items():
+            yield layer, 0, tensor
+        for layer, parts in self.past.items():
+            for number, tensor in enumerate(parts):
+                yield layer, number, tensor
 
     @property
     def nbytes(self) -> int:
-        parts = [*self.values(), *chain.from_iterable(self.past.values())]
-        return sum(part.nbytes for part in (*parts, *self.tiles.values()))
+        own = sum(tensor.nbytes for _, _, tensor in self.parts())
+        return own + sum(tile.nbytes for tile in self.tiles.values())
 
     def clear(self) -> None:
         super().clear()

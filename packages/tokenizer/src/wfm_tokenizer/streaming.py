@@ -41,21 +41,21 @@ class Stream:
         names = {module: name for name, module in self._tokenizer.named_modules()}
         state = {"done": torch.tensor(self._done)}
         for i, memory in ((-1, self._memory), *self._memory.tiles.items()):
-            tensors = memory.tensors()
-            state |= {f"memory.{i}.{names[module]}": tensor for module, tensor in tensors.items()}
+            for layer, number, tensor in memory.parts():
+                state[f"memory.{i}.{number:08d}.{names[layer]}"] = tensor
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on where :meth:`state_dict` was taken, by the same tokenizer in the same mode."""
         modules, device = dict(self._tokenizer.named_modules()), self._tokenizer.device
         self._memory.clear()
-        for name, tensor in state.items():
-            if name.startswith("memory."):
-                _, i, name = name.split(".", 2)
+        for key in sorted(state):  # the parts of the past in their order
+            if key.startswith("memory."):
+                _, i, _, name = key.split(".", 3)
                 memory = self._memory if int(i) < 0 else self._memory.part(int(i))
-                layer, tensor = modules[name], tensor.to(device)
+                layer, tensor = modules[name], state[key].to(device)
                 if isinstance(layer, TimeAttention | FusedAttention):
-                    memory.past[layer] = [tensor]
+                    memory.past.setdefault(layer, []).append(tensor)
                 else:
                     memory[layer] = tensor
         self._done = int(state["done"])

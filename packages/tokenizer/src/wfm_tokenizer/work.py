@@ -54,10 +54,16 @@ class Work:
     def save(self, state: Mapping[str, Tensor]) -> None:
         """Write the state after the last complete piece."""
         metadata = {**self.key, "pieces": str(self.count)}
-        state = {name: tensor.clone() for name, tensor in state.items()}
+        state = {name: own(tensor) for name, tensor in state.items()}
         write_weights(self.folder / "state.safetensors", state, metadata=metadata)
         self._saved = time.monotonic()
 
     def finish(self) -> None:
         """Remove the folder: the result is there."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def own(tensor: Tensor) -> Tensor:
+    """Return a tensor that shares its storage with no other; as a rule it is that already."""
+    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone()
