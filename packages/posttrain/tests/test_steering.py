@@ -65,7 +65,6 @@ def test_a_caption_speaks_of_its_own_camera_only():
     encoder, network = trained_views(("a", "b"))
     for block in network.blocks:  # cameras attend to each other, which is not asked about here
         torch.nn.init.zeros_(block.attention.weight)
-        torch.nn.init.zeros_(block.attention.bias)
     noisy, way, view = seeded(1, 4, 6, 4, 4), seeded(1, 64, 3), torch.arange(2)[None]
     text = seeded(1, 8, 6)
     other = text.clone()
