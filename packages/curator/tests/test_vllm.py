@@ -26,7 +26,7 @@ SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 OPTIONS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 4096, "max_num_seqs": 4}
-START_SECONDS = 900
+START_SECONDS = 1800
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
