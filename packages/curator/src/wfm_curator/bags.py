@@ -32,8 +32,8 @@ def read(path: Path, topics: Collection[str] = ()) -> dict[str, Series]:
         SidecarError: not MCAP, cut off, or a topic is not there or cannot be decoded.
     """
     try:
-        from mcap.exceptions import McapError  # ty: ignore[unresolved-import]
-        from mcap.reader import make_reader  # ty: ignore[unresolved-import]
+        from mcap.exceptions import McapError
+        from mcap.reader import make_reader
     except ImportError:
         raise ImportError(f'{path} needs: pip install "wfm-curator[mcap]"') from None
     rows: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)

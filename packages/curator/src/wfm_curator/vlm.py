@@ -192,7 +192,7 @@ class InProcess(Endpoint):
         """
         if self.engine is None:
             try:
-                from vllm import LLM  # ty: ignore[unresolved-import]
+                from vllm import LLM  # ty: ignore[import-not-found]
             except ImportError:
                 raise ImportError('caption.vllm needs: pip install "wfm-curator[vllm]"') from None
             given = {"limit_mm_per_prompt": {"image": self.config.frames}, "seed": 0}
@@ -215,7 +215,7 @@ class InProcess(Endpoint):
         return mine.result()
 
     def _ask(self, asked: list[list[dict[str, Any]]], futures: list[Future[Answer]]) -> None:
-        from vllm import SamplingParams  # ty: ignore[unresolved-import]
+        from vllm import SamplingParams  # ty: ignore[import-not-found]
 
         sampling = SamplingParams(
             max_tokens=self.config.max_tokens, temperature=self.config.temperature
