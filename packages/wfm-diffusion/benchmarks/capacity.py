@@ -174,9 +174,9 @@ def main() -> None:
     results = {}
     for name in args.only:
         known = args.out / name / "found.json"
-        results[name] = (
-            json.loads(known.read_text()) if known.is_file() else train(name, data, args)
-        )
+        if not known.is_file():
+            train(name, data, args)
+        results[name] = json.loads(known.read_text())
     sys.stdout.write(table(results) + "\n")
     if args.plot:
         draw(results, args.plot)
