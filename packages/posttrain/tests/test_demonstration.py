@@ -127,6 +127,13 @@ def test_what_was_learned_is_kept(learner):
     assert path.stat().st_mtime_ns != written
 
 
+def test_a_policy_of_no_training_is_another_than_one_of_some(learner):
+    policies = [learner.policy(steps=steps) for steps in (0, 2)]
+    first, second = (policy.net.head[0].weight for policy in policies)
+    assert not torch.equal(first, second)
+    assert (learner.folder / f"policy-{learner.limit}-0-0.safetensors").is_file()
+
+
 def test_pushing_is_rewarded_for_getting_behind_the_object_and_along(learner):
     env = ArmEnv("push", horizon=2)
     try:

@@ -105,7 +105,8 @@ class Learner:
     ) -> VisionPolicy:
         """Return a policy cloned from the recordings, or from the first ``limit`` of them."""
         bounds = move_bounds()
-        free, limit, steps = free_numbers(bounds), limit or self.limit, steps or self.steps
+        free, limit = free_numbers(bounds), limit or self.limit
+        steps = self.steps if steps is None else steps
 
         def clone(net: SmallVision, seed: int) -> SmallVision:
             examples = goal_examples(read_gallery(self.clips, limit), free)
