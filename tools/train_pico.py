@@ -166,9 +166,17 @@ def worlds(runs: Path) -> Iterator[Stage]:
         "steps": 1500, "batch": 32, **quick, "lr": 1e-3, "weight_decay": 0.1, "token_noise": 0.15,
         "eval_every": 250,
     }  # fmt: skip
+    decoder = {
+        "clips": sim, "model": "pico-decoder", "codec": "pico-cv4x8x8",
+        "token_codec": "pico-dv8x16x16", "frames": 17, "stride": 4, "steps": 3500, "batch": 32,
+        **quick, "rate": 1.5e-3,
+    }  # fmt: skip
+    after = ["tokenizer-cv", "tokenizer-dv", "text"]
+    ships = ("wfm-diffusion", "pico-decoder")
+    yield training(runs, "decoder", "wfm-diffusion", decoder, after, ships)
     few = {"steps": 4, "sampler": "euler"}
     for kind, settings, past, fit, base, codec, more in (
-        ("diffusion", diffusion, 2, {"steps": 9000, "lr": 1e-3},
+        ("diffusion", diffusion, 2, {"steps": 24000, "lr": 1e-3, "ema": 0.999},
          "wfm_diffusion:load=builtin:pico", "cv4x8x8", {"options": few}),
         ("ar", ar, 3, {"steps": 1600, "lr": 7e-4, "weight_decay": 0.1},
          "wfm_ar:load=builtin:pico-ar", "dv8x16x16", {"past_noise": 0.15}),

@@ -29,7 +29,7 @@ def describe_world(
         width=size.width,
         fps=float(data.fps.median()),
         text_encoder=config.text_encoder,
-        guidance=1.0,
+        guidance=3.0,
         guidance_given=0.0,
         steps=config.sampling_steps,
         sampler=config.sampler,
