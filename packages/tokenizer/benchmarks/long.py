@@ -30,7 +30,13 @@ from wfm_tokenizer.streaming import Stream
 from wfm_tokenizer.writing import video_writer
 
 FPS = 24
-COMMAND = "import sys; from wfm_tokenizer.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = """
+import sys
+from wfm_tokenizer import work
+from wfm_tokenizer.cli import main
+work.EVERY = 2.0  # seconds between states, so that a fast run too can be killed in its middle
+sys.exit(main(sys.argv[1:]))
+"""
 PICO = "builtin:pico-cv4x8x8"
 
 

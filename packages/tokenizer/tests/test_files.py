@@ -8,7 +8,6 @@ import torch
 from conftest import FAMILIES, make, write_film
 
 from wfm_tokenizer import files, work
-from wfm_tokenizer.cli import main
 from wfm_tokenizer.files import decode_file, encode_file, read_latents, reconstruct_file
 from wfm_tokenizer.video import read_video
 from wfm_tokenizer.writing import join_videos, video_writer
@@ -141,12 +140,11 @@ def test_a_killed_process_leaves_what_the_next_one_needs(long_film, tmp_path):
     source = long_film
     for command in ("encode", "decode"):
         folders = [tmp_path / f"{command}-{name}" for name in ("whole", "again")]
-        assert main([command, str(source), "-q", "-o", str(folders[0])]) == 0
-        for way, code in (("die", -signal.SIGKILL), ("live", 0)):
-            argv = [command, str(source), "-q", "-o", str(folders[1])]
+        for folder, way in zip((*folders, folders[1]), ("live", "die", "live"), strict=True):
+            argv = [command, str(source), "-q", "-o", str(folder)]
             child = subprocess.run([sys.executable, "-c", KILLED, way, *argv], check=False)
-            assert child.returncode == code
-            names = {path.name for path in folders[1].iterdir()}
+            assert child.returncode == (0 if way == "live" else -signal.SIGKILL)
+            names = {path.name for path in folder.iterdir()}
             results = {path.name for path in folders[0].iterdir()}
             assert (names == results) == (way == "live")
         (whole,) = folders[0].iterdir()

@@ -176,6 +176,7 @@ def test_a_decoder_is_trained_from_clips_and_decodes(tmp_path):
     folder = wd.train(config, codec=Finer(), text_encoder=Text(), token_codec=Blocks())
     net = wd.load(folder)
     assert (net.world.token_codec, net.world.token_compression) == ("blocks", (4, 16, 16))
+    assert "load_decoder" in (folder / "README.md").read_text()
     tokens = Blocks().encode(torch.zeros(1, 3, 17, 32, 32))
     video = DiffusionDecoder(net, Finer(), Text(), steps=2, window=3).decode(tokens)
     assert tokens.shape == (1, 5, 2, 2)

@@ -6,6 +6,20 @@ from .config import TrainConfig, WorldSettings
 from .interfaces import DiscreteCodec, LatentCodec
 from .latents import Latents, fingerprint_of
 
+WORLD = (
+    "world model",
+    "Text2world and video2world in one network",
+    """world = wfm_diffusion.load_world("FOLDER")
+video = world.text2world(["a gripper pushes a red cube"])""",
+)
+DECODER = (
+    "decoder",
+    "From the tokens of `{tokens}` to video",
+    """decoder = wfm_diffusion.load_decoder("FOLDER")
+video = decoder.decode(tokens)  # b t h w -> b 3 t h w""",
+)
+"""Of each kind of network: what it is called, what it does, how it is used."""
+
 
 def describe_world(
     config: TrainConfig, data: Latents, codec: LatentCodec, token_codec: DiscreteCodec | None
@@ -39,15 +53,16 @@ def describe_world(
 def write_card(config: TrainConfig, weights: int, validation: Mapping[str, float]) -> str:
     """Return the model card of a run."""
     size = config.sizes[-1]
+    kind, what, example = DECODER if config.token_codec else WORLD
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in validation.items())
     return f"""---
 license: apache-2.0
 library_name: wfm-diffusion
 tags: [world-model, video-generation, diffusion]
 ---
-# A diffusion world model of {weights / 1e6:.1f} M weights
+# A diffusion {kind} of {weights / 1e6:.1f} M weights
 
-Text2world and video2world in one network, {size.frames} frames of {size.height}x{size.width},
+{what.format(tokens=config.token_codec)}, {size.frames} frames of {size.height}x{size.width},
 {config.latents} latents of `{config.codec}`.
 
 Trained for {config.steps} steps of {config.batch} samples, seed {config.seed}, by `wfm-diffusion
@@ -62,8 +77,7 @@ at high noise):
 
 ```python
 import wfm_diffusion
-world = wfm_diffusion.load_world("FOLDER")
-video = world.text2world(["a gripper pushes a red cube"])
+{example}
 ```
 
 It imagines the kind of clips that it was trained on, and nothing else; small things blur.
