@@ -134,7 +134,7 @@ class OpenClip:
 
     def embed(self, pictures: np.ndarray) -> np.ndarray:
         import torch
-        from PIL import Image  # ty: ignore[import-not-found]
+        from PIL import Image
 
         with torch.inference_mode():
             batch = torch.stack([self.prepare(Image.fromarray(p)) for p in pictures])
