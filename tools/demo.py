@@ -168,7 +168,7 @@ def speak(demo: Demo) -> None:
     try:
         world.text2world([REFUSED], steps=2)
     except wd.Refused as refusal:
-        demo.page.text(f"The prompt “{REFUSED}” was refused: {refusal}")
+        demo.page.text(f"“{REFUSED}”: {refusal}")
         demo.figure("unsafe prompt", "refused", "guard in front of text2world")
     else:
         raise RuntimeError("the guard let an unsafe prompt pass")

@@ -63,7 +63,8 @@ def two_processes(folder, out, changes):
     """Run the first three steps of a training under torchrun, and be cut off."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     program = [str(folder / "cut_off.py"), str(folder / "train.yaml"), f"out={out}", *changes]
-    here = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    here = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*launcher, "--nproc-per-node=2", *program],
         env=os.environ | here | {"GLOO_SOCKET_IFNAME": "lo"},

@@ -176,6 +176,16 @@ def test_settings_may_want_another_guidance_where_frames_are_given():
     assert torch.equal(own.video2world(past(), ["a"]), w.video2world(past(), ["a"], guidance=3.0))
 
 
+def test_settings_may_want_other_steps_where_frames_are_given():
+    settings = VIDEO.model_copy(update={"steps": 3, "steps_given": 2})
+    parts = network(), Codec(), Text()
+    w = wd.WorldModel(*parts, settings=settings)
+    assert torch.equal(w.text2world(["a"]), w.text2world(["a"], steps=3))
+    assert torch.equal(w.video2world(past(), ["a"]), w.video2world(past(), ["a"], steps=2))
+    own = wd.WorldModel(*parts, settings=settings, steps=4)
+    assert torch.equal(own.video2world(past(), ["a"]), w.video2world(past(), ["a"], steps=4))
+
+
 def test_what_was_refused_is_said_once():
     class Wordy(Guard):
         def check_text(self, text, /):

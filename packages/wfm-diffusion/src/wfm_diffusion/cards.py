@@ -20,6 +20,9 @@ video = decoder.decode(tokens)  # b t h w -> b 3 t h w""",
 )
 """Of each kind of network: what it is called, what it does, how it is used."""
 
+GUIDED_STEPS = 16
+"""Steps below which guidance by text overshoots: pictures too bright, colours too strong."""
+
 
 def describe_world(
     config: TrainConfig, data: Latents, codec: LatentCodec, token_codec: DiscreteCodec | None
@@ -45,7 +48,8 @@ def describe_world(
         text_encoder=config.text_encoder,
         guidance=3.0,
         guidance_given=0.0,
-        steps=config.sampling_steps,
+        steps=max(config.sampling_steps, GUIDED_STEPS),
+        steps_given=config.sampling_steps,
         sampler=config.sampler,
     )
 

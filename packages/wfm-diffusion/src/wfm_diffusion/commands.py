@@ -224,9 +224,10 @@ def facts_of(
 ) -> dict[str, Any]:
     """Return everything that makes a video, as it is written beside it."""
     guidance = world.guidance_given if given else world.guidance
+    steps = world.steps_given if given else world.steps
     return {
         **dials,
-        "steps": dials["steps"] or world.steps,
+        "steps": dials["steps"] or steps,
         "sampler": dials["sampler"] or world.sampler,
         "guidance": guidance if dials["guidance"] is None else dials["guidance"],
         "fps": dials["fps"] or world.settings.fps,

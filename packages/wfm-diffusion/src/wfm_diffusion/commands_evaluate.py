@@ -15,7 +15,7 @@ def evaluate_world(args: argparse.Namespace) -> int:
     clips = open_clips(args.clips)
     with refusals("evaluate"):
         world = open_world(args)
-        world.steps = args.steps or world.steps
+        world.steps_given = args.steps or world.steps_given
         world.guidance_given = world.guidance_given if args.guidance is None else args.guidance
         world.sampler = args.sampler or world.sampler
         scores = evaluate(

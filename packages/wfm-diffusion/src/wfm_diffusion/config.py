@@ -131,6 +131,9 @@ class WorldSettings(BaseModel):
         None, ge=0, description="the same where frames are given; default: as without"
     )
     steps: int = Field(35, gt=1, description="steps of the sampler")
+    steps_given: int | None = Field(
+        None, gt=1, description="the same where frames are given; default: as without"
+    )
     sampler: Literal["res2ab", "euler", "nvidia"] = "res2ab"
     given_sigma: float = Field(0.001, ge=0, description="noise on given frames, as in training")
 

@@ -67,11 +67,14 @@ class WorldModel:
         self.guards = Guards(guards)
         self.net, self.codec = net, codec
         self.text_encoder, self.condition_encoder = text_encoder, condition_encoder
-        few = FEW_STEPS if self.settings.latents == "image" else self.settings.steps
-        self.steps = few if steps is None else steps
-        given = self.settings.guidance_given
+        few = FEW_STEPS if self.settings.latents == "image" else None
+        own = few or self.settings.steps
+        self.steps = own if steps is None else steps
+        given = few or self.settings.steps_given or own
+        self.steps_given = given if steps is None else steps
+        led = self.settings.guidance_given
         self.guidance = self.settings.guidance if guidance is None else guidance
-        self.guidance_given = self.guidance if given is None or guidance is not None else given
+        self.guidance_given = self.guidance if led is None or guidance is not None else led
         self.sampler: SamplerName = sampler or self.settings.sampler
         self.shortcuts = shortcuts or Shortcuts()
 
@@ -250,7 +253,8 @@ class WorldModel:
         given[:, :, :k] = 1
         kept = torch.cat([kept, kept.new_zeros(b, c, new, h, w)], dim=2)
         guided.give(kept, given, noises[1], self.settings.given_sigma)
-        return self.sample(guided, noises[0], plan.steps, plan.sampler, plan.progress)
+        steps = self.steps_given if plan.steps is None else plan.steps
+        return self.sample(guided, noises[0], steps, plan.sampler, plan.progress)
 
     def sample(
         self,
