@@ -96,6 +96,11 @@ def test_descriptors_have_length_one_and_still_pictures_are_no_trouble():
         assert np.linalg.norm(vector) == pytest.approx(1, abs=2e-3) or not vector.any()
 
 
+def test_footage_of_few_frames_a_second_has_no_trims_that_are_nothing():
+    hows = [v.how for v in embed(moving(0, 12), per_second=2.0).variants]
+    assert hows == ["cropped 10%", "0.5 s later", "0.5 s less", "twice as fast"]
+
+
 def played(films, fps=25):
     """Embed films as an analysis does: four means a second."""
     step = round(fps / 4)

@@ -111,7 +111,7 @@ def _changed(pictures: np.ndarray, per_second: float) -> Iterator[tuple[str, np.
         yield f"cropped {share:.0%}", pictures[:, y : h - y, x : w - x]
     for seconds in TRIMS:
         n = round(seconds * per_second)
-        if len(pictures) >= 4 * n:
+        if 0 < 4 * n <= len(pictures):
             yield f"{seconds:g} s later", pictures[n:]
             yield f"{seconds:g} s less", pictures[:-n]
     if len(pictures) >= 4:
