@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 CHUNK = 16  # frames looked at in one go
 
@@ -48,3 +48,16 @@ def like(pixels: UInt8[np.ndarray, "t 3 h w"], frames: Any) -> Any:
     if frames.is_floating_point():
         tensor = (tensor / 127.5 - 1).to(frames.dtype)
     return tensor.to(frames.device)
+
+
+def cell_means(
+    planes: Float[np.ndarray, "n h w"], most: int, least: int = 1
+) -> Float[np.ndarray, "n gh gw"]:
+    """Means over a grid of at most ``most`` cells a side, each of ``least`` pixels or more."""
+    for axis in (1, 2):
+        size = planes.shape[axis]
+        edges = np.linspace(0, size, max(1, min(size // least, most)) + 1).astype(int)
+        counts = np.diff(edges).astype(planes.dtype)
+        sums = np.add.reduceat(planes, edges[:-1], axis=axis)
+        planes = sums / (counts[:, None] if axis == 1 else counts)
+    return planes

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,8 @@ def _caught(
     from .semantic import find_reader
 
     found = {"scene": builtin_weights(), "semantic": find_reader()}
-    readers = {name: reader for name, reader in found.items() if reader}
-    harmless = {n: [r.score(text)[0] for text in benign] for n, r in readers.items()}
+    readers = {name: cache(reader.score) for name, reader in found.items() if reader}
+    harmless = {name: [read(text)[0] for text in benign] for name, read in readers.items()}
     paths = sorted(source.glob("*.txt")) if source.is_dir() else [source]
     prompts = {path.stem: list(lines(path)) for path in paths}
     if len(prompts) > 1:
@@ -87,7 +88,7 @@ def _caught(
             caught, _ = false_alarms(refuses, texts)
             rows[name] = {"refused": caught.hits, "of": caught.count, "refused_95": caught.interval}
             for reader, read in readers.items():
-                odds = [read.score(text)[0] for text in texts]
+                odds = [read(text)[0] for text in texts]
                 rows[name][reader] = recall_at(odds, harmless[reader])[0].share
     if not rows:
         raise ValueError(f"{source}: holds no prompts, one a line, in *.txt files")
@@ -96,4 +97,4 @@ def _caught(
 
 def _refuses(args: argparse.Namespace) -> Callable[[str], bool]:
     guard = guard_of(args)
-    return lambda text: not guard.check_text(text).safe
+    return cache(lambda text: not guard.check_text(text).safe)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from .frames import cell_means
 from .policy import VideoPolicy
 from .verdict import Finding, Severity, Stage
 
@@ -180,16 +181,6 @@ def _light(
     frames: Pixels,
 ) -> tuple[Float[np.ndarray, "t gh gw"], Float[np.ndarray, "t gh gw"]]:
     """Relative luminance, and saturated red, as means over the cells of a grid."""
-    r, g, b = (_cells(_LINEAR[frames[:, channel]]) for channel in range(3))
+    r, g, b = (cell_means(_LINEAR[frames[:, c]], _GRID, _CELL) for c in range(3))
     red = np.where(r >= 0.8 * (r + g + b), np.maximum(0, (r - g - b) * 320), 0)
     return 0.2126 * r + 0.7152 * g + 0.0722 * b, red.astype(np.float32)
-
-
-def _cells(planes: Float[np.ndarray, "t h w"]) -> Float[np.ndarray, "t gh gw"]:
-    for axis in (1, 2):
-        size = planes.shape[axis]
-        edges = np.unique(np.linspace(0, size, max(1, min(size // _CELL, _GRID)) + 1).astype(int))
-        sums = np.add.reduceat(planes, edges[:-1], axis=axis)
-        counts = np.diff(edges).reshape([-1 if a == axis else 1 for a in range(3)])
-        planes = sums / counts
-    return planes.astype(np.float32)

@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from .frames import cell_means
+
 _GRID = 16
 _CHANGE = 12.0  # grey levels of one cell: less is noise, more is something to be looked at
 
@@ -29,7 +31,7 @@ class Sampler:
         picked: list[int] = []
         counts = [0]
         for i, frame in enumerate(frames):
-            cells = _cells(frame)
+            cells = cell_means(frame.astype(np.float32), _GRID)
             same = self._last is not None and self._last.shape == cells.shape
             if not same or np.abs(cells - self._last).max() > self.change:
                 self._last = cells
@@ -37,13 +39,3 @@ class Sampler:
                 counts.append(0)
             counts[-1] += 1
         return np.array(picked, np.int64), np.array(counts, np.int64)
-
-
-def _cells(frame: UInt8[np.ndarray, "3 h w"]) -> Float[np.ndarray, "3 gh gw"]:
-    sums = frame.astype(np.float32)
-    for axis in (1, 2):
-        size = sums.shape[axis]
-        edges = np.unique(np.linspace(0, size, min(_GRID, size) + 1).astype(int))
-        sums = np.add.reduceat(sums, edges[:-1], axis=axis)
-        sums /= np.diff(edges).reshape([-1 if a == axis else 1 for a in range(3)])
-    return sums

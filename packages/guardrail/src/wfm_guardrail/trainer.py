@@ -15,7 +15,8 @@ from tqdm import tqdm
 from .classifier import CLASSES, STOP, Weights, features, key_of, root_length, stems, words_of
 from .semantic import Encode, SemanticReader, unit
 
-DOUBTFUL, REFUSED = 0.01, 0.003  # shares of held-out harmless prompts past the thresholds
+DOUBTFUL = 0.01  # share of held-out harmless prompts past the first threshold; none is past both
+_MARGIN = 0.01  # between the highest of them and the threshold of refusal
 _RARE = 2  # scenes that a feature must occur in
 _SPREAD = 4.0  # of the encoder's vectors, so that the fit gets somewhere in its steps
 
@@ -69,7 +70,7 @@ def train(
     A text is the sum of its words, its pairs of words, and its words' vectors, over the root of
     its length. What the fit learns of the vectors goes into the weights of all words that have
     one, so that a word which no scene holds says something, too. The thresholds are set on
-    harmless prompts that were ``held_out``: three in a thousand may be refused, ten doubted.
+    harmless prompts that were ``held_out``: none of them may be refused, one in a hundred doubted.
     """
     words, table = vectors[0], unit(vectors[1] - vectors[1].mean(axis=0))
     place = {word: i for i, word in enumerate(words)}
@@ -210,5 +211,5 @@ def _encoded(texts: Sequence[str], encode: Encode, what: str) -> Float[np.ndarra
 
 
 def _limits(odds: Float[np.ndarray, " n"]) -> Float[np.ndarray, "2"]:
-    limits = np.quantile(odds, [1 - DOUBTFUL, 1 - REFUSED]) if len(odds) else 0
-    return np.zeros(2) + limits
+    limits = np.quantile(odds, [1 - DOUBTFUL, 1.0]) if len(odds) else np.zeros(2)
+    return limits + np.array([0.0, _MARGIN])
