@@ -1,13 +1,14 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import moving, scene, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wfm_curator import films
+from wfm_curator import films, gradual
 from wfm_curator.config import SplitConfig
 from wfm_curator.scan import scan
 from wfm_curator.split import pieces, shots
@@ -102,6 +103,18 @@ def test_what_moves_is_no_gradual_transition(tmp_path):
     for film in (pan, crossing, darker):
         seen = scan(write(tmp_path / "film.mp4", film, fps=25))
         assert shots(seen, SplitConfig(method="content")) == [0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_quick_turn_of_the_camera_is_no_gradual_transition(seed, monkeypatch):
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 16, 3)).astype(np.uint8)
+    wide = cv2.resize(coarse, (192, 108), interpolation=cv2.INTER_CUBIC)
+    places = [int(np.clip((t - 20) / 10, 0, 1) * 16) for t in range(50)]
+    views = [wide[9:99, 16 + x : 160 + x] for x in places]
+    thumbs = np.stack([cv2.resize(v, (16, 9), interpolation=cv2.INTER_AREA) for v in views])
+    assert gradual.transitions(thumbs) == []
+    monkeypatch.setattr(gradual, "MOVED", 2.0)  # no correlation: any turn is another picture
+    assert len(gradual.transitions(thumbs)) == 1
 
 
 def test_a_flash_is_no_cut(tmp_path):

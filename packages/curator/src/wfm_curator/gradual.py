@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+import cv2
 import numpy as np
 
 LENGTHS = (6, 9, 12, 16, 20, 25, 30)  # frames from the last before to the first after
@@ -17,6 +18,8 @@ UNEXPLAINED = 0.16  # of that distance, on average, over the frames between
 ABRUPT = 0.5  # of that distance, between two neighbours: that is a hard cut
 SAME, MOST_SAME = 0.03, 0.3  # a cell that differs less stays the same; this share may
 ALIKE = 0.9  # correlation of the ends: the same picture, darker or brighter
+ZOOMS, SHIFTS, MOVED = (0.9, 1.0, 1.1), (2, 3), 0.8  # cells; correlation of what both ends show
+BLACK = 0.35  # of the brightness of the ends: a fade goes through what is darker
 TOGETHER = 6  # frames between two transitions that are parts of one, such as a fade's
 OUTSIDE, RESTLESS = 3, 0.6  # frames before and after, and of that distance: still in motion
 CHUNK = 4096
@@ -40,7 +43,8 @@ def transitions(thumbs: np.ndarray) -> list[Gradual]:
         found += [Gradual(first + a, first + a + length, d) for a, d in _spans(part, length)]
     chosen: list[Gradual] = []
     for one in sorted(found, key=lambda g: (-g.apart, g.start)):
-        if all(one.stop < other.start or one.start > other.stop for other in chosen):
+        free = all(one.stop < other.start or one.start > other.stop for other in chosen)
+        if free and not _moved(thumbs[one.start : one.stop + 1]):
             chosen.append(one)
     merged: list[Gradual] = []
     for one in sorted((_tightened(one, flat) for one in chosen), key=lambda g: g.start):
@@ -49,6 +53,29 @@ def transitions(thumbs: np.ndarray) -> list[Gradual]:
             one = Gradual(last.start, one.stop, max(last.apart, one.apart))
         merged.append(one)
     return merged
+
+
+def _moved(frames: np.ndarray) -> bool:
+    """Tell whether a camera's turn or zoom makes the last picture of the first, not through black.
+
+    A move of a cell or two shows cells that were not there and mixes those that were, which at
+    this size looks like a wipe or a dissolve.
+    """
+    light = frames.mean((1, 2, 3))
+    if light.min() < BLACK * min(light[0], light[-1]):
+        return False
+    old, new = frames[0].astype(np.float32), frames[-1].astype(np.float32)
+    (h, w), (down, right) = old.shape[:2], SHIFTS
+    moves = product(ZOOMS, range(-down, down + 1), range(-right, right + 1))
+    for zoom, dy, dx in moves:
+        way = np.array([[zoom, 0, dx], [0, zoom, dy]], np.float32)
+        way[:, 2] += (1 - zoom) * np.array((w - 1, h - 1), np.float32) / 2
+        seen = cv2.warpAffine(np.ones((h, w), np.float32), way, (w, h)) > 0.99
+        a, b = cv2.warpAffine(old, way, (w, h))[seen], new[seen]
+        a, b = a - a.mean(0), b - b.mean(0)
+        if (a * b).sum() > MOVED * np.sqrt((a * a).sum() * (b * b).sum() + 1e-6):
+            return True
+    return False
 
 
 def _tightened(one: Gradual, flat: np.ndarray) -> Gradual:
@@ -140,7 +167,7 @@ def _fade(old: np.ndarray, new: np.ndarray, middles: Sequence[np.ndarray]) -> np
     dark = middle.mean(1)
     apart.append(dark)
     bright = np.minimum(old.mean(1), new.mean(1))
-    good = (gains[0] < 0.9) & (gains[1] < 0.9) & (dark < 0.35 * bright) & (bright > 0.08)
+    good = (gains[0] < 0.9) & (gains[1] < 0.9) & (dark < BLACK * bright) & (bright > 0.08)
     return np.where(good, np.mean(apart, axis=0), np.inf)
 
 
