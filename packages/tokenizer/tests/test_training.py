@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import FAMILIES, make, noise, write_film
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from wfm_tokenizer import TrainConfig, load, train
 from wfm_tokenizer.data import BatchShape, ClipCache, Source, shrink
@@ -97,32 +98,65 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(films, tmp_path, set
 TRAIN = """
 import sys
 from wfm_tokenizer.train_config import TrainConfig
-from wfm_tokenizer.training import train
+from wfm_tokenizer.training import Run, train
 
-train(TrainConfig.model_validate_json(open(sys.argv[1]).read()))
+whole, parts = (TrainConfig.model_validate_json(open(path).read()) for path in sys.argv[1:])
+train(whole)
+update = Run.update
+
+def interrupt(run, step, cache):
+    if step == 5:
+        raise KeyboardInterrupt
+    update(run, step, cache)
+
+Run.update = interrupt
+try:
+    train(parts)
+except KeyboardInterrupt:
+    Run.update = update
+    train(parts, resume=True)
 """
 
 
-@pytest.mark.parametrize("loss", [{"adversarial": 0.05, "gram": 0.1}])
-def test_two_processes_take_the_steps_of_one_with_their_batch(films, tmp_path, loss):
-    """By torchrun and gloo; equal up to the order of additions."""
-    one = train(config_for(films, tmp_path / "one", loss=loss, optimizer="adamw", lr=1e-3))
-    shapes = [{"frames": 9, "size": 32, "batch": 3}]
-    config = config_for(films, tmp_path / "two", loss=loss, optimizer="adamw", lr=1e-3)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adamw", "lr": 1e-3, "loss": {"adversarial": 0.05, "gram": 0.1}},
+        {"optimizer": "adamw", "lr": 1e-3, "loss": {"adversarial": 0.05}, "shard": True},
+        {"optimizer": "muon", "shard": True},
+    ],
+)
+def test_two_processes_take_the_steps_of_one_with_their_batch(films, tmp_path, changes):
+    """By torchrun and gloo; equal up to the order of additions, and resumed bit for bit."""
+    train(config_for(films, tmp_path / "one", **changes))
     (tmp_path / "train.py").write_text(TRAIN)
-    (tmp_path / "config.json").write_text(config.model_dump_json())
+    for out in ("two", "parts"):
+        config = config_for(films, tmp_path / out, **changes)
+        (tmp_path / f"{out}.json").write_text(config.model_dump_json())
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [str(tmp_path / "train.py"), str(tmp_path / "config.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*torchrun, *arguments], check=True, capture_output=True, env=environment)
+    done = subprocess.run(
+        [*torchrun, *(str(tmp_path / name) for name in ("train.py", "two.json", "parts.json"))],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     for (step, a), (_, b) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert a == pytest.approx(b, rel=1e-4), step
-    two = load(tmp_path / "two" / "model")
-    for x, y in zip(one.parameters(), two.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=2e-2, atol=2e-3)  # stored in half precision
-    odd = config_for(films, tmp_path / "odd", shapes=shapes)
+    one, two, parts = (
+        load_file(tmp_path / out / "checkpoint.safetensors") for out in ("one", "two", "parts")
+    )
+    for name, x in one.items():
+        torch.testing.assert_close(x, two[name], rtol=1e-3, atol=1e-4, msg=name)
+        assert torch.equal(two[name], parts[name]), name
+    whole, resumed = (load(tmp_path / out / "model") for out in ("two", "parts"))
+    assert resumed.fingerprint == whole.fingerprint
+
+
+def test_a_batch_is_shared_evenly(films, tmp_path):
+    shapes = [{"frames": 9, "size": 32, "batch": 3}]
     with pytest.raises(ValueError, match="3 clips cannot be shared by 2 processes"):
-        Run(odd, None, Processes(0, 2))
+        Run(config_for(films, tmp_path / "odd", shapes=shapes), None, Processes(0, 2))
 
 
 def test_batches_need_not_be_square_and_samples_are_drawn(films, tmp_path):

@@ -43,6 +43,9 @@ class TrainConfig(BaseModel):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of matrix products in training; the weights stay float32"
     )
+    shard: bool = Field(
+        False, description="split weights, averages, optimiser over torchrun's processes (FSDP2)"
+    )
     threads: int | None = Field(None, gt=0, description="of the CPU; None: as torch decides")
     log_every: int = Field(50, gt=0)
     evaluate_every: int = Field(500, gt=0)
@@ -88,7 +91,7 @@ def open_run(config: TrainConfig, *, resume: bool) -> None:
         return
     if not (config.out / "checkpoint.safetensors").is_file():
         raise FileNotFoundError(f"{config.out}: no checkpoint.safetensors to resume from")
-    ignored = {"max_minutes", "threads", "out"}
+    ignored = {"max_minutes", "threads", "shard", "out"}
     old = TrainConfig.model_validate_json(path.read_text()).model_dump(exclude=ignored)
     new = config.model_dump(exclude=ignored)
     changed = [key for key in new if new[key] != old[key]]

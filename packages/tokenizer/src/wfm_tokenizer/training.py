@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from .adversary import Adversary
 from .checkpoint import named, part, read_weights, write_weights
@@ -24,8 +25,7 @@ from .evaluation import evaluate_clips, held_out_clips
 from .export import export, finish, write_samples
 from .losses import Loss, saturation_loss
 from .model import ContinuousTokenizer, DiscreteTokenizer, build
-from .muon import Muon
-from .processes import Processes
+from .processes import Processes, SplitMuon, TrainingPass, laid_out_as, whole
 from .train_config import TrainConfig, open_run
 
 logger = logging.getLogger(__name__)
@@ -62,16 +62,16 @@ def train(
     clips = held_out_clips(held_out, config.evaluate_clips, config.model.compression, run.box)
     for step in run.steps():
         run.update(step, cache)
-        if not processes.first:
-            continue
         if (step + 1) % config.evaluate_every == 0:
-            run.record(step + 1, evaluate_clips(run.average, clips).summary())
-            write_samples(config.out / f"samples/step_{step + 1:06d}.png", run.average, clips)
+            average = run.averaged()
+            if processes.first:
+                run.record(step + 1, evaluate_clips(average, clips).summary())
+                write_samples(config.out / f"samples/step_{step + 1:06d}.png", average, clips)
         if (step + 1) % config.checkpoint_every == 0:
             run.save(step + 1)
-    tokenizer = finish(run.average, config, cache)
+    run.save(run.done)
+    tokenizer = finish(run.averaged(), config, cache)
     if processes.first:
-        run.save(run.done)
         report = evaluate_clips(tokenizer, clips).everything()
         figures = {**report, "steps": run.done, "seconds": round(run.seconds)}
         export(config, tokenizer, figures)
@@ -96,11 +96,15 @@ class Run:
         self.box = (config.evaluate_frames, config.evaluate_size)
         torch.manual_seed(config.seed)
         self.model = build(config.model).to(device)
+        self.forward = TrainingPass(self.model)
+        if config.shard:
+            processes.split(self.forward)
         for parameter in self.model.parameters():
-            if parameter.ndim == 4:  # the convolutions' fast layout
+            if parameter.ndim == 4 and not isinstance(parameter, DTensor):  # the fast layout
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        self.average = build(config.model).to(device).eval().requires_grad_(False)
-        self.average.load_state_dict(self.model.state_dict())
+        self.average = {
+            name: parameter.detach().clone() for name, parameter in self.model.named_parameters()
+        }
         self.parameters = list(self.model.parameters())
         self.optimizer = new_optimizer(self.parameters, config)
         self.loss = Loss(config.loss, device)
@@ -137,8 +141,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(video.device.type, torch.bfloat16, config.precision == "bfloat16"):
-            features = self.model.features(video)
-            output = self.model.decode_codes(self.model.quantize(features))
+            features, output = self.forward(video)
         loss = self.loss(output, video, step)
         if isinstance(self.model, DiscreteTokenizer):
             loss = loss + config.loss.saturation * saturation_loss(features)
@@ -150,7 +153,7 @@ class Run:
             own_loss = adversary.own_loss(output, video)
             self._descend(own_loss, adversary.optimizer, adversary.parameters, step)
         decay = min(config.ema, (1 + step) / (10 + step))
-        for mean, parameter in zip(self.average.parameters(), self.parameters, strict=True):
+        for mean, parameter in zip(self.average.values(), self.parameters, strict=True):
             mean.lerp_(parameter.detach(), 1 - decay)
         if (step + 1) % config.log_every == 0:
             mse = (output.detach() - video).square().mean()
@@ -178,7 +181,7 @@ class Run:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.processes.average_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+        norm = whole(nn.utils.clip_grad_norm_(parameters, self.config.clip_norm))
         if not torch.isfinite(norm):
             raise FloatingPointError(f"step {step}: the gradient is not finite; lower lr")
         optimizer.step()
@@ -194,13 +197,24 @@ class Run:
         if self.log is not None:
             self.log(step, metrics)
 
+    def averaged(self) -> ContinuousTokenizer | DiscreteTokenizer:
+        """Return a tokenizer of the averaged weights; all processes must ask."""
+        tokenizer = build(self.config.model).to(self.model.device).eval().requires_grad_(False)
+        for name, parameter in tokenizer.named_parameters():
+            parameter.copy_(whole(self.average[name]))
+        return tokenizer
+
     def save(self, step: int) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint, whole or not at all; all processes must come here."""
         tensors = state_of(self.model, self.optimizer)
-        tensors |= named("average", self.average.state_dict())
+        tensors |= named("average", self.average)
         if self.adversary is not None:
             state = state_of(self.adversary.model, self.adversary.optimizer)
             tensors |= named("adversary", state)
+        every = ((name, whole(tensor)) for name, tensor in tensors.items())
+        tensors = {name: tensor.cpu() for name, tensor in every if self.processes.first}
+        if not self.processes.first:
+            return
         metadata = {"step": str(step), "seconds": repr(self.seconds)}
         write_weights(self.config.out / "checkpoint.safetensors", tensors, metadata=metadata)
 
@@ -211,7 +225,8 @@ class Run:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
         restore_state(self.model, self.optimizer, tensors)
-        self.average.load_state_dict(part(tensors, "average"))
+        for name, mean in self.average.items():
+            mean.copy_(laid_out_as(mean, tensors[f"average.{name}"]))
         if self.adversary is not None:
             state = part(tensors, "adversary")
             restore_state(self.adversary.model, self.adversary.optimizer, state)
@@ -239,12 +254,13 @@ def restore_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
     """Undo :func:`state_of`."""
-    model.load_state_dict(part(tensors, "model"))
+    weights = part(tensors, "model")
     moments = {key: part(tensors, key) for key in ("exp_avg", "exp_avg_sq")}
     steps = part(tensors, "step")
     for name, parameter in model.named_parameters():
+        parameter.detach().copy_(laid_out_as(parameter, weights[name]))
         state: dict[str, Any] = {
-            key: torch.empty_like(parameter).copy_(values[name])
+            key: laid_out_as(parameter.detach(), values[name])
             for key, values in moments.items()
             if name in values
         }
@@ -258,7 +274,7 @@ def new_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> to
     rate, betas, decay = config.lr, config.betas, config.weight_decay
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, rate, betas, weight_decay=decay)
-    return Muon(parameters, rate, betas, decay, getattr(torch, config.precision))
+    return SplitMuon(parameters, rate, betas, decay, getattr(torch, config.precision))
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
