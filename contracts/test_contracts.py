@@ -78,6 +78,11 @@ def test_the_discrete_tokenizer_is_a_discrete_codec(interfaces):
     assert isinstance(discrete_codec(), interfaces.DiscreteCodec)
 
 
+@pytest.mark.parametrize("interfaces", [diffusion, posttrain])
+def test_the_discrete_tokenizer_is_no_latent_codec(interfaces):
+    assert not isinstance(discrete_codec(), interfaces.LatentCodec)
+
+
 @pytest.mark.parametrize("codec", [latent_codec, discrete_codec])
 def test_a_codec_keeps_sizes_and_causality(codec):
     codec = codec()

@@ -50,10 +50,6 @@ class Tokenizer(nn.Module):
         return self.config.compression
 
     @property
-    def latent_channels(self) -> int:
-        return self.config.latent_channels
-
-    @property
     def dtype(self) -> torch.dtype:
         return self.from_latent.weight.dtype
 
@@ -220,6 +216,10 @@ class ContinuousTokenizer(Tokenizer):
         std = config.latent_std or [[1.0]] * config.latent_channels
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    @property
+    def latent_channels(self) -> int:
+        return self.config.latent_channels
 
     def encode(self, video: Tensor, raw: bool = False) -> Tensor:
         """Return latents ``b c tl hl wl``. ``raw``: as the network makes them, not normalised.

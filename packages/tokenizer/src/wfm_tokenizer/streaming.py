@@ -118,7 +118,7 @@ class StreamingEncoder(Stream):
         if t:
             codes = tokenizer.encode_codes(video, self._memory)
         else:
-            size = (b, tokenizer.latent_channels, 0, h // high, w // wide)
+            size = (b, tokenizer.config.latent_channels, 0, h // high, w // wide)
             codes = video.new_empty(size)
         start, self._done = self._done, self._done + codes.shape[2]
         latent = tokenizer.from_codes(codes, start)
