@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,13 +56,20 @@ def test_a_report_of_another_version_is_not_written_anew(folder, tmp_path, capsy
     assert "written by another version" in capsys.readouterr().err
 
 
-def test_the_summary_is_for_people_too(folder, tmp_path, capsys):
+def test_the_summary_is_for_people_too(folder, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
     (folder / "empty.mp4").touch()
     arguments = ["run", str(folder), "-o", str(tmp_path / "out"), "--workers", "0"]
     assert main(arguments) == 0
     told = capsys.readouterr().out
     assert "7 recordings, 6 clips" in told
     assert "empty.mp4: the file is empty" in told
+    (where,) = (m for m in caplog.messages if m.startswith("time by the clock: "))
+    stages = re.findall(r"(\w+) [\d.]+ s \((\d+)%\)", where)
+    assert {name for name, _ in stages} == {"measure", "compare", "write"}
+    shares = [int(share) for _, share in stages]
+    assert shares == sorted(shares, reverse=True)
+    assert 97 <= sum(shares) <= 103
     assert main([*arguments, "--strict"]) == 1
 
 

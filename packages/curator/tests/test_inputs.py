@@ -87,12 +87,13 @@ def test_an_address_needs_a_folder_to_fetch_to(bucket):
         names("memory://nowhere", cache=Path())
 
 
-def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(folder, tmp_path, capsys):
+@pytest.mark.parametrize("model", ["caption.endpoint=http://nowhere", "caption.vllm=nowhere"])
+def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(model, folder, tmp_path, capsys):
     write(folder / "long.mp4", moving(0, 120, 96, 128))
     (folder / "bad.mp4").write_text("no video " * 20)
     out = tmp_path / "out"
     arguments = ["run", str(folder), "-o", str(out), "--dry-run"]
-    assert main([*arguments, "--json", "--set", "caption.endpoint=http://nowhere"]) == 0
+    assert main([*arguments, "--json", "--set", model]) == 0
     cost = json.loads(capsys.readouterr().out)
     assert not out.exists()
     assert cost["recordings"] == 8

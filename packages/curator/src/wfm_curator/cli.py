@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import logging
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,8 @@ from . import __version__, cli_bench, console
 if TYPE_CHECKING:
     from .analysis import Analysis
     from .config import CaptionConfig, CurateConfig
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,18 +131,24 @@ def _curate(args: argparse.Namespace, config: "CurateConfig") -> int:
         report = curate(args.inputs, args.out, config, args.executor, progress=bars.update)
     finally:
         bars.close()
+    logger.info("%s", bars)
     print(json.dumps(report.as_dict()) if args.json else f"{report}\n{args.out}/report.html")
     strict = getattr(args, "strict", False)
     return console.FAILED if strict and report.quarantined else console.DONE
 
 
 class _Bars:
-    """One progress bar after another on stderr."""
+    """One progress bar after another on stderr; as text, where the time went."""
 
     def __init__(self, *, hidden: bool) -> None:
         self.hidden, self.what, self.bar = hidden, "", None
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
 
     def update(self, what: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        self.seconds[what] = self.seconds.get(what, 0.0) + now - self.last
+        self.last = now
         if self.hidden:
             return
         from tqdm import tqdm
@@ -151,6 +161,12 @@ class _Bars:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    def __str__(self) -> str:
+        total = sum(self.seconds.values())
+        longest = sorted(self.seconds.items(), key=lambda s: -s[1])
+        parts = [f"{what} {took:.1f} s ({took / total:.0%})" for what, took in longest]
+        return f"time by the clock: {', '.join(parts)}"
 
 
 def _analyses(args: argparse.Namespace, config: "CurateConfig") -> Iterator["Analysis"]:

@@ -104,7 +104,8 @@ def estimate(
     measure, encode, size = (work * sum(t[k] for t in trials) / sample for k in (1, 2, 3))
     cores = max(1, min(config.run.workers or 1, os.cpu_count() or 1))
     seconds = sum(h.seconds for h in headers)
-    window, asked = config.caption.window_seconds, bool(config.caption.endpoint)
+    window = config.caption.window_seconds
+    asked = bool(config.caption.endpoint or config.caption.vllm)
     requests = sum(-(-h.seconds // window) for h in headers) if asked else 0
     tokens = config.caption.frames * TOKENS_A_PICTURE + config.caption.max_tokens
     return Estimate(

@@ -95,6 +95,7 @@ class _Run:
             embeddings = load_embeddings(self.ledger)
             learned = partial(self.embed, rows=rows)
             entries = decide(rows, embeddings, self.config, earlier, learned, tell)
+            self.progress("compare", 1, 1)
             kept = [e for e in entries if e.state == "kept"]
             self.caption(kept, rows)
             planned = self.plan(kept, rows)
