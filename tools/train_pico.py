@@ -168,8 +168,8 @@ def worlds(runs: Path) -> Iterator[Stage]:
     }  # fmt: skip
     decoder = {
         "clips": sim, "model": "pico-decoder", "codec": "pico-cv4x8x8",
-        "token_codec": "pico-dv8x16x16", "frames": 17, "stride": 4, "steps": 3500, "batch": 32,
-        **quick, "rate": 1.5e-3,
+        "token_codec": "pico-dv8x16x16", "frames": 17, "stride": 4, "steps": 12000, "batch": 32,
+        **quick, "rate": 1e-3, "sampling_steps": 5,
     }  # fmt: skip
     after = ["tokenizer-cv", "tokenizer-dv", "text"]
     ships = ("wfm-diffusion", "pico-decoder")

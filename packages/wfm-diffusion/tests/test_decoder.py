@@ -172,10 +172,12 @@ def test_a_decoder_is_trained_from_clips_and_decodes(tmp_path):
         batch=4,
         image_fraction=0.4,
         held_out=0.3,
+        sampling_steps=5,
     )
     folder = wd.train(config, codec=Finer(), text_encoder=Text(), token_codec=Blocks())
     net = wd.load(folder)
     assert (net.world.token_codec, net.world.token_compression) == ("blocks", (4, 16, 16))
+    assert (net.world.guidance, net.world.steps) == (0, 5)
     assert "load_decoder" in (folder / "README.md").read_text()
     tokens = Blocks().encode(torch.zeros(1, 3, 17, 32, 32))
     video = DiffusionDecoder(net, Finer(), Text(), steps=2, window=3).decode(tokens)
@@ -211,7 +213,9 @@ SHIPPED = Path(wd.__file__).parent / "weights" / "pico-decoder"
 @pytest.mark.skipif(not SHIPPED.is_dir(), reason="this build ships no token decoder")
 def test_the_shipped_decoder_turns_tokens_into_a_video():
     pytest.importorskip("wfm_tokenizer")
-    video = wd.pico_token_decoder().decode(torch.zeros(1, 2, 4, 4, dtype=torch.long))
+    decoder = wd.pico_token_decoder()
+    assert (decoder.text, decoder.guidance) == (None, 0)
+    video = decoder.decode(torch.zeros(1, 2, 4, 4, dtype=torch.long))
     assert video.shape == (1, 3, 9, 64, 64)
     assert video.abs().max() <= 1
 

@@ -34,6 +34,10 @@ def describe_world(
     frames = size.frames - past
     if config.latents == "image":
         past, frames = max(1, min(config.given_max, size.frames - 1)), 1
+    # Tokens say what to show, and need no guidance.
+    guidance, steps = 0.0, config.sampling_steps
+    if token_codec is None:
+        guidance, steps = 3.0, max(steps, GUIDED_STEPS)
     return WorldSettings(
         codec=config.codec,
         codec_fingerprint=fingerprint_of(codec),
@@ -46,9 +50,9 @@ def describe_world(
         width=size.width,
         fps=float(data.fps.median()),
         text_encoder=config.text_encoder,
-        guidance=3.0,
+        guidance=guidance,
         guidance_given=0.0,
-        steps=max(config.sampling_steps, GUIDED_STEPS),
+        steps=steps,
         steps_given=config.sampling_steps,
         sampler=config.sampler,
     )

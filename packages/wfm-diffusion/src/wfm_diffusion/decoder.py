@@ -40,7 +40,7 @@ class DiffusionDecoder:
         codec: LatentCodec,
         text_encoder: TextEncoder | None = None,
         *,
-        prompt: str = PROMPT,
+        prompt: str | None = PROMPT,
         steps: int = 15,
         guidance: float = 1.8,
         window: int = 8,
@@ -60,7 +60,7 @@ class DiffusionDecoder:
             a // b for a, b in zip(self.settings.token_compression, codec.compression, strict=True)
         )
         self.text: Tensor | None = None
-        if text_encoder is not None:
+        if text_encoder is not None and prompt is not None:
             self.text = text_encoder.encode([prompt])[0].to(net.embed.weight.device)
 
     @torch.no_grad()

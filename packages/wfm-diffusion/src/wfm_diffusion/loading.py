@@ -58,10 +58,13 @@ def _part(part: object, group: str, contract: type, device: str) -> Any:
     return part.to(device) if isinstance(part, torch.nn.Module) else part
 
 
-def load_decoder(source: str | Path, *, device: str = "cpu") -> DiffusionDecoder:
+def load_decoder(
+    source: str | Path, *, prompt: str | None = None, device: str = "cpu"
+) -> DiffusionDecoder:
     """Load a decoder with the codec and the text encoder that its ``world.json`` names.
 
-    Usable as a reference: ``wfm_diffusion:load_decoder=FOLDER``.
+    Usable as a reference: ``wfm_diffusion:load_decoder=FOLDER``. ``prompt``: what the clips
+    show; without one the network is told nothing, as a part of its training clips were.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -73,7 +76,9 @@ def load_decoder(source: str | Path, *, device: str = "cpu") -> DiffusionDecoder
         raise ValueError(f"{source}: has no world.json that names a codec")
     codec = _part(settings.codec, "wfm.codecs", LatentCodec, device)
     encoder = _part(settings.text_encoder, "wfm.text_encoders", TextEncoder, device)
-    return DiffusionDecoder(net, codec, encoder)
+    return DiffusionDecoder(
+        net, codec, encoder, prompt=prompt, steps=settings.steps, guidance=settings.guidance
+    )
 
 
 def pico_token_decoder() -> DiffusionDecoder:
