@@ -125,11 +125,12 @@ def make_app(player: Player, *, fps: float, title: str = "") -> object:
 
 
 class _Held:
-    """The keys that a page holds down, and whether it asked for a new beginning."""
+    """The keys that a page holds down, since when by its clock, whether it is to begin anew."""
 
     def __init__(self) -> None:
         self.keys: list[str] = []
         self.toggled: list[str] = []
+        self.at: float | None = None
         self.restart = True
         self.gone = False
 
@@ -143,6 +144,7 @@ async def _listen(socket: object, held: _Held, player: Player) -> None:
             said = json.loads(await socket.receive_text())  # ty: ignore[missing-attribute]
             held.keys = [str(key) for key in said.get("keys", [])]
             held.toggled = [str(key) for key in said.get("toggled", [])]
+            held.at = said.get("at")
             held.restart = held.restart or bool(said.get("reset"))
     except (WebSocketDisconnect, json.JSONDecodeError, AttributeError, RuntimeError):
         held.gone = True
@@ -155,9 +157,10 @@ async def _stream(socket: object, held: _Held, player: Player, fps: float) -> No
         if held.restart:
             held.restart = False
             player.reset()
-        action = player.keys.action(held.keys, held.toggled)
+        action, at = player.keys.action(held.keys, held.toggled), held.at
         pixels = await asyncio.to_thread(player.step, action)
-        facts = {"frame": player.frames, "ms": round(player.milliseconds, 1), "action": action}
+        took = round(player.milliseconds, 1)
+        facts = {"frame": player.frames, "ms": took, "action": action, "at": at}
         await socket.send_text(json.dumps(facts))  # ty: ignore[missing-attribute]
         await socket.send_bytes(pixels)  # ty: ignore[missing-attribute]
         await asyncio.sleep(max(1 / fps - (time.perf_counter() - began), 0))
