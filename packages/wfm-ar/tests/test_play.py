@@ -19,7 +19,7 @@ from fakes import Lamp, moving_square, pushed
 
 from wfm_ar.cli import main
 from wfm_ar.keys import ARM, Keys
-from wfm_ar.play import Player, allowed, make_app
+from wfm_ar.play import AHEAD, Player, allowed, make_app
 from wfm_ar.steering import steer
 
 CHROMIUM = next(
@@ -90,15 +90,17 @@ def test_the_page_and_its_frames():
     assert client.get("/", headers={"host": "evil.example"}).status_code == 403
     here = {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"}
     with client.websocket_connect("/play", headers=here) as ws:
-        facts = [json.loads(ws.receive_text())]
-        assert set(ws.receive_bytes()) == {128}
+        for _ in range(AHEAD):
+            facts, pixels = json.loads(ws.receive_text()), ws.receive_bytes()
+            assert facts["at"] is None
+            assert set(pixels) == {128}
+        # No further picture was made before one is shown, so the next answers to the keys.
         ws.send_text(json.dumps({"keys": ["w"], "toggled": [" "], "at": 12.5}))
-        while not any(facts[-1]["action"]):
-            assert facts[-1]["at"] is None
-            facts.append(json.loads(ws.receive_text()))
-            pixels = ws.receive_bytes()
-        assert facts[-1]["at"] == 12.5, "the moment of the keys that this picture answers"
-        assert facts[-1]["action"] == [0.9, 0, 0, 0, 0, 0, 1.0]
+        ws.send_text(json.dumps({"shown": True}))
+        facts, pixels = json.loads(ws.receive_text()), ws.receive_bytes()
+        assert facts["at"] == 12.5
+        assert facts["frame"] == AHEAD + 1
+        assert facts["action"] == [0.9, 0, 0, 0, 0, 0, 1.0]
         assert min(pixels) > 128
         with client.websocket_connect("/play", headers=here) as second:
             assert "another page plays" in second.receive_json()["error"]

@@ -18,6 +18,7 @@ from .keys import Keys
 from .steering import steer
 
 HOSTS = ("127.0.0.1", "localhost")
+AHEAD = 2  # pictures on their way to a page; a slow browser slows the world, and never lags behind
 PAGE = Path(__file__).parent / "page" / "index.html"
 
 
@@ -125,34 +126,42 @@ def make_app(player: Player, *, fps: float, title: str = "") -> object:
 
 
 class _Held:
-    """The keys that a page holds down, since when by its clock, whether it is to begin anew."""
+    """What a page says: the keys held down and since when by its clock, pictures shown."""
 
     def __init__(self) -> None:
         self.keys: list[str] = []
         self.toggled: list[str] = []
         self.at: float | None = None
         self.restart = True
+        self.room = asyncio.Semaphore(AHEAD)
         self.gone = False
 
 
 async def _listen(socket: object, held: _Held, player: Player) -> None:
-    """Follow what the page says: the keys that are down, those that are toggled on."""
+    """Follow what the page says until it is gone."""
     from fastapi import WebSocketDisconnect
 
     try:
         while True:
             said = json.loads(await socket.receive_text())  # ty: ignore[missing-attribute]
+            if said.get("shown"):
+                held.room.release()
+                continue
             held.keys = [str(key) for key in said.get("keys", [])]
             held.toggled = [str(key) for key in said.get("toggled", [])]
             held.at = said.get("at")
             held.restart = held.restart or bool(said.get("reset"))
     except (WebSocketDisconnect, json.JSONDecodeError, AttributeError, RuntimeError):
         held.gone = True
+        held.room.release()
 
 
 async def _stream(socket: object, held: _Held, player: Player, fps: float) -> None:
     """Send frame after frame until the page is gone."""
-    while not held.gone:
+    while True:
+        await held.room.acquire()
+        if held.gone:
+            return
         began = time.perf_counter()
         if held.restart:
             held.restart = False
