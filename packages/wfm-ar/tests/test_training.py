@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 import wfm_ar as wa
 from wfm_ar.checkpoint import read_weights
+from wfm_ar.cli import main
 from wfm_ar.clips import every, find_clips, fit
 from wfm_ar.tokens import Windows, tokenize
 from wfm_ar.train_parts import learning_rate
@@ -67,6 +68,17 @@ def test_a_run_leaves_a_model_and_its_figures(tmp_path, clips):
     lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines if "loss" in x] == [3, 6, 9, 12]
     assert [x["step"] for x in lines if "held_out_loss" in x] == [6, 12]
+
+
+def test_heads_are_trained_on_the_tokens_of_the_run(tmp_path, clips, caplog):
+    caplog.set_level("INFO")
+    folder = run(tmp_path / "run", clips, text_encoder="fakes:text_encoder")
+    stride = json.loads((tmp_path / "run/config.json").read_text())["stride"]
+    caplog.clear()
+    heads = ["train-heads", str(clips), "-m", str(folder), "-o", str(tmp_path / "heads")]
+    heads += ["--tokens", str(tmp_path / "run/tokens.safetensors"), "--stride", str(stride)]
+    assert main([*heads, "--steps", "2", "--device", "cpu"]) == 0
+    assert any("windows from" in said for said in caplog.messages)
 
 
 def test_a_run_may_start_from_a_model(tmp_path, clips):

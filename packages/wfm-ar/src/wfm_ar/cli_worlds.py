@@ -46,6 +46,7 @@ def add_train_heads(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=16)
     add("--lr", type=float, default=1e-3)
     add("--stride", type=int, default=8, help="frames from one window of a clip to the next")
+    add("--tokens", type=Path, metavar="FILE", help="those that the model was trained on")
     add("--seed", type=int, default=0)
 
 
@@ -125,8 +126,9 @@ def train_heads(args: argparse.Namespace) -> int:
         settings.height, settings.width,
     )  # fmt: skip
     data = cached_tokens(
-        args.out / "tokens.safetensors", clips, world.codec, windows,
-        about=[args.clips], text_encoder=world.text_encoder, progress=_told(args),
+        args.tokens or args.out / "tokens.safetensors", clips, world.codec, windows,
+        about=[args.clips, str(args.text_encoder or settings.text_encoder)],
+        text_encoder=world.text_encoder, progress=_told(args),
     )  # fmt: skip
 
     def log(step: int, figures: Any) -> None:
