@@ -4,7 +4,7 @@
     python packages/posttrain/benchmarks/study.py ... --recipe camera --seeds 1 --shares 0.05,1
 
 Trains the recipe on shares of the recordings, once from the base model and once from the same
-network with random weights, and writes result.json, result.md and a plot (result.html). What
+network with random weights, and writes result.json, result.md and a plot (result.svg). What
 is there already is not trained again. Needs the base packages (dependency group `bench`).
 """
 
@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,7 +27,10 @@ from wfm_posttrain.clips import Part, open_clips
 from wfm_posttrain.interfaces import ClipDataset
 from wfm_posttrain.metrics import bootstrap
 from wfm_posttrain.references import resolve
-from wfm_posttrain.report import STYLE, Curve, plot
+from wfm_posttrain.report import Curve, draw
+
+Rows = dict[str, list[list[tuple[float, float]]]]
+"""By start, by share of the data, by seed: PSNR and what another's condition takes from it, dB."""
 
 STARTS = {"fine-tuned": "study:pretrained", "from scratch": "study:untrained"}
 
@@ -67,15 +71,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     shares = [float(x) for x in args.shares.split(",")]
-    rows: dict[str, list[list[float]]] = {name: [] for name in STARTS}
+    rows: Rows = {name: [] for name in STARTS}
     for part in shares:
         for name, start in STARTS.items():
             rows[name].append([trained(args, part, start, seed) for seed in range(args.seeds)])
             write(args.out, shares, rows)
 
 
-def trained(args: argparse.Namespace, part: float, start: str, seed: int) -> float:
-    """Train once, if that was not done; return the mean PSNR over the frames of the horizon."""
+def trained(args: argparse.Namespace, part: float, start: str, seed: int) -> tuple[float, float]:
+    """Train once, if that was not done; return PSNR and gap, means over the horizon."""
     run = args.out / f"{args.recipe}-{start.partition(':')[2]}-{part:g}-{seed}"
     found = run / "evaluation.json"
     if not found.is_file():
@@ -87,37 +91,38 @@ def trained(args: argparse.Namespace, part: float, start: str, seed: int) -> flo
         config = recipes.configure(args.recipe, None, settings)
         recipes.train(config, run, resume=(run / "state.pt").is_file())
     facts = json.loads(found.read_text())
-    score = sum(facts["psnr"]) / len(facts["psnr"])
-    print(f"{run.name}: {score:.2f} dB", file=sys.stderr, flush=True)
-    return score
+    score, gap = fmean(facts["psnr"]), fmean(frame["mean"] for frame in facts["gap"])
+    print(f"{run.name}: {score:.2f} dB, gap {gap:+.2f} dB", file=sys.stderr, flush=True)
+    return score, gap
 
 
-def write(folder: Path, shares: list[float], rows: dict[str, list[list[float]]]) -> None:
+def write(folder: Path, shares: list[float], rows: Rows) -> None:
     """Write what is known so far: numbers, a table, a plot over the shares of the data."""
     table = ["| data | " + " | ".join(rows) + " |", "|---" * (1 + len(rows)) + "|"]
     for i, part in enumerate(shares):
-        cells = [
-            f"{sum(x[i]) / len(x[i]):.2f} dB ({', '.join(f'{v:.2f}' for v in x[i])})"
-            if i < len(x) else "-"
-            for x in rows.values()
-        ]  # fmt: skip
+        cells = [cell(found[i]) if i < len(found) else "-" for found in rows.values()]
         table.append(f"| {part:.0%} | {' | '.join(cells)} |")
     curves = [
-        Curve.of(name, [bootstrap(torch.tensor(seeds)) for seeds in found])
+        Curve.of(name, [bootstrap(torch.tensor([score for score, _ in s])) for s in found])
         for name, found in rows.items()
         if found
     ]
-    axis = ", ".join(f"{x:.0%}" for x in shares)
-    caption = f"PSNR of held-out clips with {axis} of the data"
     files = {
-        "result.json": json.dumps({"shares": shares, "psnr": rows}, indent=2),
+        "result.json": json.dumps({"shares": shares, "psnr_and_gap": rows}, indent=2),
         "result.md": "\n".join(table),
-        "result.html": f"<!doctype html><style>{STYLE}</style>{plot(curves, caption, unit='dB')}",
+        "result.svg": draw(curves, [f"{x:.0%}" for x in shares]),
     }
     for name, text in files.items():
         with replacing(folder / name) as partial:
             partial.write_text(text + "\n")
     print("\n".join(table), flush=True)
+
+
+def cell(seeds: list[tuple[float, float]]) -> str:
+    """Say the means over the seeds, and each seed's PSNR."""
+    score, gap = (fmean(column) for column in zip(*seeds, strict=True))
+    each = ", ".join(f"{score:.2f}" for score, _ in seeds)
+    return f"{score:.2f} dB ({each}), gap {gap:+.2f}"
 
 
 if __name__ == "__main__":

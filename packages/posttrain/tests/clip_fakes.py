@@ -182,10 +182,13 @@ class Clip:
         return self.arrays
 
 
+WIDTHS = {None: 16, "": 16, "new": 16, "wide": 64}
+
+
 def load_transformer(folder=None):
     torch.manual_seed(0)
-    if not folder or folder == "new":
-        return TinyTransformer()
+    if folder in WIDTHS:
+        return TinyTransformer(Settings(width=WIDTHS[folder]))
     config = Settings.model_validate_json((Path(folder) / "config.json").read_text())
     net = TinyTransformer(config)
     weights = load_file(Path(folder) / "model.safetensors")
@@ -211,6 +214,10 @@ def pose(angle, x):
     return torch.tensor([[c, 0, s, x], [0, 1, 0, 0], [-s, 0, c, 0], [0, 0, 0, 1.0]])
 
 
+SIDE = 16
+"""Of the square, in pixels: so large that where it goes is most of what changes."""
+
+
 def moving_square(i, frames=9, size=32, views=("only",)):
     """Return one clip per camera: a square that goes where caption, path and actions say."""
     way = list(WAYS)[i % 4]
@@ -218,12 +225,13 @@ def moving_square(i, frames=9, size=32, views=("only",)):
     speed = 1 + (i // 4) % 2
     clips = []
     for k, camera in enumerate(views):
-        video = torch.full((frames, 3, size, size), 60, dtype=torch.uint8)
+        video = torch.full((frames, 3, size, size), 20, dtype=torch.uint8)
         marks = torch.zeros(frames, size, size, dtype=torch.uint8)
         for t in range(frames):
-            x, y = (size // 2 + d * speed * t - 3 for d in (dx, dy))
-            video[t, k % 3, max(y, 0) : y + 7, max(x, 0) : x + 7] = 230
-            marks[t, max(y, 0) : y + 7, max(x, 0) : x + 7] = 1
+            x, y = ((size - SIDE) // 2 + d * speed * t for d in (dx, dy))
+            here = t, slice(max(y, 0), y + SIDE), slice(max(x, 0), x + SIDE)
+            video[:, k % 3][here], video[:, (k + 1) % 3][here] = 250, 120
+            marks[here] = 1
         path = torch.stack(
             [pose(0.05 * speed * dx * t, 0.1 * speed * dy * t) for t in range(frames)]
         )
@@ -254,3 +262,15 @@ class Moments:
 
     def __getitem__(self, index, /):
         return self.clips[index]
+
+
+class EightByHeart(Moments):
+    """Eight moving squares, as far as the codec can show them."""
+
+    def __init__(self, argument=""):
+        super().__init__(argument, count=8)
+        codec = GroupCodec()
+        for clip in self.clips:
+            video = rearrange(clip.frames.float() / 127.5 - 1, "t c h w -> 1 c t h w")
+            shown = (codec.decode(codec.encode(video)) + 1) * 127.5
+            clip.frames = rearrange(shown.round().byte(), "1 c t h w -> t c h w")

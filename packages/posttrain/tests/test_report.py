@@ -11,7 +11,7 @@ from wfm_posttrain.cli import main
 from wfm_posttrain.clips import ClipFolder
 from wfm_posttrain.evaluation import EvaluationConfig, Readers, evaluate_world
 from wfm_posttrain.metrics import Interval
-from wfm_posttrain.report import Curve, page, plot, png, write_report
+from wfm_posttrain.report import Curve, draw, page, plot, png, write_report
 from wfm_posttrain.vision import SmallVision, fit, inverse_examples, read_gallery
 
 CONFIG = EvaluationConfig(clips=6, frames=4, batch=4)
@@ -107,6 +107,14 @@ def test_curves_are_drawn_with_their_bands():
     assert drawing.count("<polygon") == 1
     assert drawing.count("<polyline") == 2
     assert plot([Curve("nothing", [float("nan")])], "Nothing") == ""
+
+
+def test_a_drawing_stands_alone_and_names_its_points():
+    import xml.etree.ElementTree as ET
+
+    drawing = draw([Curve("score", [1.0, 2.0, 3.0])], ["1%", "25%", "100%"])
+    words = [text.text for text in ET.fromstring(drawing).iter() if text.text]
+    assert words[-3:] == ["1%", "25%", "100%"]
 
 
 def test_pictures_survive_the_round_trip():

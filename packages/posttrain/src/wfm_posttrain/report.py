@@ -93,7 +93,22 @@ def page(found: Evaluation | Fidelity, title: str) -> str:
 
 
 def plot(curves: Sequence[Curve], caption: str, *, unit: str = "") -> str:
-    """Draw lines over the frames of the horizon as SVG, with a legend under them."""
+    """Draw lines over the frames of the horizon, with a legend under them."""
+    if not (drawing := draw(curves)):
+        return ""
+    legend = " ".join(
+        f'<span style="color:{colour}">&#9632;</span> {escape(curve.name)}'
+        for curve, colour in zip(curves, COLOURS * 2, strict=False)
+    )
+    title = f"{caption} ({unit})" if unit else caption
+    return f"<figure>{drawing}<figcaption>{escape(title)}<br>{legend}</figcaption></figure>"
+
+
+def draw(curves: Sequence[Curve], ticks: Sequence[str] | None = None) -> str:
+    """Draw lines with their bands as SVG; nothing if no number is known.
+
+    ``ticks`` name the points along x, which are numbered otherwise.
+    """
     every = [v for c in curves for v in (*c.values, *(c.low or ()), *(c.high or ()))]
     known = [v for v in every if np.isfinite(v)]
     if not known:
@@ -119,7 +134,8 @@ def plot(curves: Sequence[Curve], caption: str, *, unit: str = "") -> str:
         parts.append(f'<line {line} stroke="#e4e8ec"/>')
         parts.append(_text(LEFT - 5.0, y(value) + 4, f"{value:.3g}", "end"))
     steps = max(1, (count - 1) // 6 + 1)
-    parts += [_text(x(i), HEIGHT - 12.0, str(i + 1), "middle") for i in range(0, count, steps)]
+    ticks = ticks or [str(i + 1) for i in range(count)]
+    parts += [_text(x(i), HEIGHT - 12.0, ticks[i], "middle") for i in range(0, count, steps)]
     for curve, colour in zip(curves, COLOURS * 2, strict=False):
         forth = range(len(curve.values))
         if curve.low is not None and curve.high is not None:
@@ -129,13 +145,8 @@ def plot(curves: Sequence[Curve], caption: str, *, unit: str = "") -> str:
             f'<polyline points="{points(curve.values, forth)}" fill="none" stroke="{colour}" '
             'stroke-width="2"/>'
         )
-    legend = " ".join(
-        f'<span style="color:{colour}">&#9632;</span> {escape(curve.name)}'
-        for curve, colour in zip(curves, COLOURS * 2, strict=False)
-    )
-    title = f"{caption} ({unit})" if unit else caption
-    drawing = f'<svg width="{WIDTH}" height="{HEIGHT}" role="img">{"".join(parts)}</svg>'
-    return f"<figure>{drawing}<figcaption>{escape(title)}<br>{legend}</figcaption></figure>"
+    size = f'width="{WIDTH}" height="{HEIGHT}" role="img"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(parts)}</svg>'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -229,4 +240,5 @@ def _strip(strip: Strip) -> str:
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text {place} font-size="11" fill="#57606a">{escape(text)}</text>'
+    style = 'font-family="sans-serif" font-size="11" fill="#57606a"'
+    return f"<text {place} {style}>{escape(text)}</text>"
