@@ -250,8 +250,9 @@ def test_encoded_samples_survive_the_file(tmp_path):
 
 @pytest.mark.parametrize("name", recipes.NAMES)
 def test_every_recipe_has_settings_to_start_from(name):
-    config = recipes.configure(name, None, ["clips=here", "fit.steps=7"])
-    assert (config.clips, config.fit.steps) == ("here", 7)
+    changes = ["clips=here", "fit.steps=7", "backend.codec=mine"]
+    config = recipes.configure(name, None, changes)
+    assert (config.clips, config.fit.steps, config.backend.codec) == ("here", 7, "mine")
 
 
 def test_settings_of_another_kind_replace_the_old_ones(tmp_path):
