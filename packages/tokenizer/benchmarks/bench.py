@@ -29,6 +29,7 @@ from wfm_tokenizer.model import build
 
 NAME = "Cosmos-1.0-Tokenizer-CV8x8x8"
 ROWS = ("diffusers", "reference", "fused", "fused bfloat16")
+COMPILED = "compiled"  # the fused mode by torch.compile: on request, since compiling takes minutes
 Pair = tuple[Callable[[Any], Any], Callable[[Any], Any]]
 
 
@@ -39,7 +40,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="of all rows but the last (float32)")
     parser.add_argument("--frames", type=int, nargs="+", default=[9, 17])
     parser.add_argument("--size", default="256x256", help="HEIGHTxWIDTH")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="which networks")
+    names = (*ROWS, COMPILED)
+    parser.add_argument("--rows", nargs="+", choices=names, default=ROWS, help="which networks")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory-of", choices=ROWS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -50,21 +52,23 @@ def main() -> None:
         return
     rows = {name: pair for name in args.rows if (pair := make(name, args)) is not None}
     say(f"{NAME}, {args.size}, {args.device}, {args.dtype}, torch {torch.__version__}\n")
-    say("| frames | network | encode s | decode s | encode x | decode x | encode MB | decode MB |")
-    say("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    bases = [name for name in ROWS[:2] if name in rows]
+    titles = ["encode s", "decode s", *(f"x {name}" for name in bases), "encode MB", "decode MB"]
+    table(["frames", "network", *titles])
+    table(["---"] * (2 + len(titles)))
     for frames in args.frames:
         times = measure(rows, frames, args)
-        base = next(iter(times.values()))
         for name, (encode, decode) in times.items():
-            ratios = f"{base[0] / encode:.2f} | {base[1] / decode:.2f}"
-            megabytes = " | ".join(peak_of(name, frames, args))
-            say(f"| {frames} | {name} | {encode:.2f} | {decode:.2f} | {ratios} | {megabytes} |")
+            figures = [f"{encode:.2f}", f"{decode:.2f}"]
+            figures += [f"{times[b][0] / encode:.2f} / {times[b][1] / decode:.2f}" for b in bases]
+            table([str(frames), name, *figures, *peak_of(name, frames, args)])
         work, moved, rate = flops(frames, args), traffic(frames, args), product_rate(args)
-        floor = " | ".join(f"{gflop / rate:.2f}" for gflop in work)
-        say(f"| {frames} | floor: as published, {rate:.0f} GFLOP/s | {floor} | | | | |")
-        amounts = " | ".join(f"{a:.0f} GFLOP, {b:.2f} GB" for a, b in zip(work, moved, strict=True))
-        say(f"| {frames} | operations; weights, input, output | {amounts} | | | | |")
-    say(f"\nx: times faster than {next(iter(rows))}.\n")
+        blank = [""] * (len(titles) - 2)
+        floor = [f"{gflop / rate:.2f}" for gflop in work]
+        table([str(frames), f"floor: as published, {rate:.0f} GFLOP/s", *floor, *blank])
+        amounts = [f"{a:.0f} GFLOP, {b:.2f} GB" for a, b in zip(work, moved, strict=True)]
+        table([str(frames), "operations; weights, input, output", *amounts, *blank])
+    say("\nx: times faster, encoding / decoding.\n")
     say("| stream of an encoder, bfloat16 | layers | attention, a minute at 24 frames/s |")
     say("| --- | --- | --- |")
     for height, width in ((256, 256), (720, 1280), (1088, 1920)):
@@ -96,7 +100,8 @@ def make(name: str, args: argparse.Namespace) -> Pair | None:
     tokenizer.load_state_dict(weights, assign=True)
     tokenizer.mean, tokenizer.std = torch.zeros(16, 1), torch.ones(16, 1)
     tokenizer.to(args.device, dtype if name == "reference" else torch.float32)
-    tokenizer = tokenizer if name == "reference" else tokenizer.fused(dtype)
+    if name != "reference":
+        tokenizer = tokenizer.fused(dtype, compile=name == COMPILED)
     return (
         lambda video: tokenizer.encode(video, raw=True),
         lambda latent: tokenizer.decode(latent, raw=True),
@@ -132,6 +137,8 @@ def measure(
     """Return each network's median seconds for encoding and decoding."""
     data = inputs(frames, args)
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in rows}
+    for i in (0, 1, 0, 1) if COMPILED in rows else ():
+        rows[COMPILED][i](data[i])  # compiles, and makes the graph
     for _ in range(args.repeats):
         for name, pair in rows.items():
             for i in (0, 1):
@@ -157,6 +164,8 @@ def seconds(call: Callable[[Any], Any], data: torch.Tensor, device: str) -> floa
 
 def peak_of(name: str, frames: int, args: argparse.Namespace) -> list[str]:
     """Measure extra memory in a process of its own."""
+    if name == COMPILED:
+        return ["", ""]  # compiling takes more than the network
     command = [sys.executable, __file__, "--memory-of", name, "--frames", str(frames)]
     command += ["--size", args.size, "--device", args.device, "--dtype", args.dtype]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
@@ -239,6 +248,11 @@ def stream_memory(height: int, width: int) -> tuple[int, int]:
         encoder.push(torch.zeros(1, 3, 8, height, width))
     growth = encoder.memory_bytes - before
     return before - 2 * growth, growth
+
+
+def table(cells: list[str]) -> None:
+    """Print a row."""
+    say(f"| {' | '.join(cells)} |")
 
 
 def say(line: str) -> None:

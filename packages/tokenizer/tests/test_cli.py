@@ -152,6 +152,22 @@ def test_evaluate_prints_psnr_beside_a_baseline(model, film, tmp_path, capsys):
     assert all(row["psnr_mean_colour"] > 5 for row in rows)
 
 
+def test_evaluate_shrinks_and_names_folders_without_clips(model, film, tmp_path, capsys):
+    argv = ["evaluate", str(film), "-m", model, "--short-side", "20", "--json"]  # of 30x44
+    assert main(argv) == 0
+    assert json.loads(capsys.readouterr().out)["resolution"] in ("16x24", "16x16")
+    (tmp_path / "empty").mkdir()
+    assert "no clip there" in fails(capsys, "evaluate", tmp_path / "empty", "-m", model)
+    assert "--short-side" in fails(capsys, "evaluate", film, "-m", model, "--short-side", "0")
+
+
+def test_a_way_of_computing_excludes_the_other(film, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["encode", str(film), "-o", str(tmp_path), "--reference", "--compile"])
+    assert end.value.code == 2
+    assert "not allowed with" in capsys.readouterr().err
+
+
 def test_train_takes_a_file_and_changes_to_it(tmp_path, capsys):
     films = tmp_path / "films"
     films.mkdir()

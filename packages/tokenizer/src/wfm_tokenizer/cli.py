@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--clips", type=int, default=32, help="at most, of each input (32)")
     command.add_argument("--frames", type=int, default=17, help="at most, of each clip (17)")
     command.add_argument("--size", type=int, default=256, help="larger clips are cut to it (256)")
+    command.add_argument("--short-side", type=int, metavar="PIXELS", help="shrink to it before")
     command.add_argument(
         "-m", "--model", action="append", dest="models", help=f"may be given again ({DEFAULT})"
     )
@@ -93,8 +94,12 @@ def _add_way(command: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="to compute in (float32 on a CPU, bfloat16 elsewhere)",
     )
-    command.add_argument(
+    way = command.add_mutually_exclusive_group()
+    way.add_argument(
         "--reference", action="store_true", help="compute layer by layer as published, not fused"
+    )
+    way.add_argument(
+        "--compile", action="store_true", help="by torch.compile, on a GPU as CUDA graphs"
     )
     command.add_argument(
         "--tile", type=int, metavar="PIXELS", help="take huge frames in tiles of this side; inexact"
@@ -146,24 +151,27 @@ def reconstruct(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print the figures of each model at each resolution."""
-    from .data import ClipCache, Source
-    from .evaluation import held_out_clips, measure
+    from .data import Source, read_source
+    from .evaluation import fitting_clips, measure
     from .references import resolve
     from .tables import write_report
 
-    if min(args.clips, args.frames, args.size) < 1:
-        raise ValueError("--clips, --frames and --size are at least 1")
+    numbers = (args.clips, args.frames, args.size, args.short_side)
+    if any(number is not None and number < 1 for number in numbers):
+        raise ValueError("--clips, --frames, --size and --short-side are at least 1")
     features = resolve(args.features, "wfm.video_features") if args.features else None
-    sources = [
-        Source(clips=clips, max_frames=args.frames, max_clips=args.clips) for clips in args.inputs
-    ]
-    cache, rows = ClipCache.read(sources), []
+    limits = {"max_frames": args.frames, "max_clips": args.clips, "short_side": args.short_side}
+    sources = [Source(clips=clips, **limits) for clips in args.inputs]
+    rows = []
     for model in args.models or [DEFAULT]:
         tokenizer = _load(args, model)
         box = (args.frames, args.size)
-        clips = held_out_clips(cache, args.clips, tokenizer.compression, box)
-        every = [clip for of_source in clips.values() for clip in of_source]
-        bar = console.progress(every, tokenizer.config.name, quiet=args.quiet)
+        clips = (
+            clip
+            for source in sources  # one clip after the other: they may be large
+            for clip in fitting_clips(read_source(source), source.clips, tokenizer.compression, box)
+        )
+        bar = console.progress(clips, tokenizer.config.name, quiet=args.quiet)
         for row in measure(tokenizer, bar, features):
             rows.append(row)
             _print(args, row)
@@ -238,7 +246,10 @@ def _load(
     dtype = getattr(torch, args.dtype or ("float32" if device == "cpu" else "bfloat16"))
     tokenizer = load(source or args.model, device=device, dtype=torch.float32)
     logger.info("%s on %s", tokenizer.config.name, device)
-    tokenizer = tokenizer.to(dtype) if args.reference else tokenizer.fused(dtype)
+    if args.reference:
+        tokenizer = tokenizer.to(dtype)
+    else:
+        tokenizer = tokenizer.fused(dtype, compile=args.compile)
     return tokenizer.tiled(args.tile) if args.tile else tokenizer
 
 

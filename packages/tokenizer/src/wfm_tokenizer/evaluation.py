@@ -1,7 +1,7 @@
 """Held-out figures of a tokenizer, and the statistics of its latents."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from math import log2
@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from .config import Statistics
@@ -51,26 +51,40 @@ class Report:
 def held_out_clips(
     cache: ClipCache, count: int, compression: tuple[int, int, int], box: tuple[int, int]
 ) -> dict[str, list[Float[Tensor, "1 3 t h w"]]]:
-    """Cut clips to evaluate: the first frames, the middle of the picture, sizes that fit.
-
-    At most ``count`` of each source, spread over it, of at most ``box`` (frames, side).
-    """
-    time, high, wide = compression
+    """Cut clips to evaluate: at most ``count`` of each source, spread over it."""
     chosen = {}
     for source, clips in zip(cache.sources, cache.clips, strict=True):
-        cuts = []
-        for clip in clips[:: max(1, len(clips) // count)][:count]:
-            t = 1 + (min(len(clip), box[0]) - 1) // time * time
-            h = min(clip.shape[2], box[1]) // high * high
-            w = min(clip.shape[3], box[1]) // wide * wide
-            top, left = (clip.shape[2] - h) // 2, (clip.shape[3] - w) // 2
-            cut = clip[:t, :, top : top + h, left : left + w]
-            if cut.numel():
-                cuts.append(cut.transpose(0, 1)[None] / 127.5 - 1)
-        if not cuts:
-            raise ValueError(f"{source.clips}: all clips are smaller than {high}x{wide}")
-        chosen[source.label] = cuts
+        some = clips[:: max(1, len(clips) // count)][:count]
+        chosen[source.label] = list(fitting_clips(some, source.clips, compression, box))
     return chosen
+
+
+def fitting_clips(
+    clips: Iterable[UInt8[Tensor, "t 3 h w"]],
+    name: str,
+    compression: tuple[int, int, int],
+    box: tuple[int, int],
+) -> Iterator[Float[Tensor, "1 3 t2 h2 w2"]]:
+    """Cut of each clip the first frames and the middle of the picture, in sizes that fit.
+
+    They are at most ``box`` (frames, side) large; clips of less than a latent cell are left out.
+
+    Raises:
+        ValueError: all clips of the source ``name`` are smaller than a cell.
+    """
+    time, high, wide = compression
+    none = True
+    for clip in clips:
+        t = 1 + (min(len(clip), box[0]) - 1) // time * time
+        h = min(clip.shape[2], box[1]) // high * high
+        w = min(clip.shape[3], box[1]) // wide * wide
+        top, left = (clip.shape[2] - h) // 2, (clip.shape[3] - w) // 2
+        cut = clip[:t, :, top : top + h, left : left + w]
+        if cut.numel():
+            none = False
+            yield cut.transpose(0, 1)[None] / 127.5 - 1
+    if none:
+        raise ValueError(f"{name}: no clip there, or all are smaller than {high}x{wide}")
 
 
 @torch.no_grad()
@@ -109,8 +123,8 @@ def measure(
     ``psnr`` (dB, over all frames of a clip) and ``ssim`` are means over clips; beside them the
     ``psnr`` of mean colours, the least that a codec must beat. ``bits_per_pixel`` counts a token as
     log2 of the vocabulary and a channel of a latent as 16. ``features`` turns clips into vectors,
-    whose Frechet distance is ``rfvd``. Frames per second are of the network alone; ``peak_mb`` is
-    the most that the process (on a GPU: its tensors) held meanwhile, weights included.
+    whose Frechet distance is ``rfvd``. Frames per second and ``peak_mb`` are of the network alone:
+    the latter the most that the process (on a GPU: its tensors) held, weights and clip included.
     """
     groups: dict[tuple[int, int], list[dict[str, float]]] = {}
     vectors: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
@@ -158,7 +172,7 @@ def _measure_clip(
     output = tokenizer.decode_codes(codes).to(video.dtype)
     if video.is_cuda:
         torch.cuda.synchronize()
-    decoded = time.perf_counter()
+    decoded, peak = time.perf_counter(), peak_bytes(video.device)
     vocab = tokenizer.config.vocab_size if tokenizer.config.levels else 0
     cells = codes[:, 0].numel()
     small = min(video.shape[3:]) < 7
@@ -170,7 +184,7 @@ def _measure_clip(
         "bits": cells * log2(vocab) if vocab else 16 * codes.numel(),
         "encode_s": encoded - began,
         "decode_s": decoded - encoded,
-        "peak": peak_bytes(video.device),
+        "peak": peak,
     }
     return figures, output
 

@@ -14,7 +14,8 @@ Equal to the reference up to rounding, and without gradients.
 
 from collections.abc import Iterator
 from copy import deepcopy
-from typing import TypeVar
+from itertools import groupby
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,12 @@ M = TypeVar("M", bound=nn.Module)
 
 CELLS = 4096
 """Latent cells of whole frames that go through a network at once; more follow as in a stream."""
+
+COMPILER: dict[str, Any] = {"mode": "reduce-overhead"}
+"""What torch.compile is asked for: on a GPU, CUDA graphs."""
+
+GRAPHS = 128
+"""How many are compiled; further sizes run as they are. Torch's own 8 do not do for one video."""
 
 
 class FusedConv(nn.Module):
@@ -255,6 +262,45 @@ class FusedDecoder(nn.Module):
         for layer in self.layers:
             x = layer(x, memory)
         return self.unpatcher.pixels(x, memory)
+
+
+class Compiled(nn.Module):
+    """Layers as graphs of torch.compile, one for each size; what they remember goes through them.
+
+    Copies leave it: a CUDA graph writes each chunk's results where those of the last one were.
+    """
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.looking_back = [m for m in self.layers.modules() if isinstance(m, Time | TimeUp)]
+        self.graph = torch.compile(self._run, dynamic=False, **COMPILER)
+
+    def forward(self, x: Frames, memory: Memory | None) -> Float[Tensor, "b t2 h2 w2 c2"]:
+        known = [memory[m] for m in self.looking_back if m in memory] if memory is not None else []
+        with torch._dynamo.config.patch(cache_size_limit=GRAPHS):
+            out, past = self.graph(x.contiguous(), known)
+        if memory is not None:
+            memory.update(zip(self.looking_back, [part.clone() for part in past], strict=True))
+        return out.clone()
+
+    def _run(self, x: Tensor, known: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Run the layers; ``known`` is empty before a video's first chunk."""
+        memory = Memory()
+        memory.update(zip(self.looking_back, known, strict=False))
+        for layer in self.layers:
+            x = layer(x, memory)
+        return x, [memory[m] for m in self.looking_back]
+
+
+def compiled(layers: nn.ModuleList) -> nn.ModuleList:
+    """Compile what lies between the attentions, whose past grows from chunk to chunk."""
+    torch._dynamo.allow_in_graph(rearrange)  # one operation: its own lines take minutes to trace
+    parts: list[nn.Module] = []
+    for attends, run in groupby(layers, lambda layer: isinstance(layer, FusedAttention)):
+        between = list(run)
+        parts += between if attends else [Compiled(between)]
+    return nn.ModuleList(parts)
 
 
 def fuse_levels(levels: nn.ModuleList) -> Iterator[nn.Module]:

@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .kernels import linear, room, winograd, winograd_weight
+from .kernels import by_hand, linear, room, winograd, winograd_weight
 from .layers import FrameNorm, Frames, look_back
 from .memory import Memory
 
@@ -21,7 +21,7 @@ WINOGRAD_WIDTH = 192
 """Channels, geometric mean, from which Winograd's fewer products pay for its additions."""
 
 PIXELS = 4096
-"""Pixels that go through an operation at once: whole frames in space, whole rows in time."""
+"""Pixels that go through an operation at once on a CPU: whole frames in space, rows in time."""
 
 PAIRS = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
 """Which of three taps fall on which of two pixels: seen from the first of a pair, the second."""
@@ -138,7 +138,8 @@ class Time(Fixed):
         b, t, h, w, c = x.shape
         k, count = len(self.bias), (t + starts) // self.stride if self.stride > 1 else t
         out = x if (k, count) == (c, t) else room(x, b, count, h, w, k)
-        bands = -(-h * w * t // PIXELS)  # of equal size: each size has a kernel made for it
+        # Bands of equal size: each size has a kernel made for it.
+        bands = -(-h * w * t // PIXELS) if by_hand(x) else 1
         rows = -(-h // min(h, bands))
         for top in range(0, h, rows):
             band = x[:, :, top : top + rows]
@@ -194,6 +195,8 @@ class TimeUp(Fixed):
 
 def pieces(x: Frames, out: Float[Tensor, "b t h2 w2 c2"]) -> Iterator[tuple[Tensor, Tensor]]:
     """Pair some frames off with the place of what comes of them."""
+    if not by_hand(x):
+        return iter([(x.flatten(0, 1), out.flatten(0, 1))])
     largest = max(frames.shape[2] * frames.shape[3] for frames in (x, out))
     count = max(1, PIXELS // largest)
     return zip(x.flatten(0, 1).split(count), out.flatten(0, 1).split(count), strict=True)

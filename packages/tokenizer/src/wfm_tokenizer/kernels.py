@@ -46,7 +46,12 @@ def linear(
 
 
 def _prefers_onednn(x: Tensor) -> bool:
-    return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
+    return ONEDNN and by_hand(x) and x.dtype == torch.float32
+
+
+def by_hand(x: Tensor) -> bool:
+    """Is memory looked after here: on a CPU, unless a compiler does it?"""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def winograd_weight(weight: Float[Tensor, "k c 3 3"]) -> Float[Tensor, "4 4 k c"]:
@@ -128,7 +133,7 @@ def room(x: Tensor, *shape: int) -> Tensor:
     again: there the peak was more than twice of what was in use.
     """
     size = prod(shape) * x.element_size()
-    if x.device.type != "cpu" or size < LARGE:
+    if not by_hand(x) or size < LARGE:
         return x.new_empty(shape)
     return torch.frombuffer(mmap.mmap(-1, size), dtype=x.dtype).view(shape)
 

@@ -44,10 +44,14 @@ def ssim(
     b, _, t, h, w = target.shape
     if min(h, w) < 7:
         raise ValueError(f"frames are {h}x{w}; the structural similarity needs 7x7 pixels")
-    x, y = (
-        rearrange((video.double() + 1) * 127.5, "b c t h w -> (b t) c h w")
-        for video in (output, target)
-    )
+    frames = (rearrange(video, "b c t h w -> (b t) c h w") for video in (output, target))
+    # One after the other: a long clip in float64 would take many times its memory.
+    likeness = [_likeness(x, y) for x, y in zip(*frames, strict=True)]
+    return rearrange(torch.stack(likeness), "(b t) -> b t", b=b, t=t).float()
+
+
+def _likeness(output: Float[Tensor, "c h w"], target: Float[Tensor, "c h w"]) -> Float[Tensor, ""]:
+    x, y = ((frame.double() + 1) * 127.5 for frame in (output, target))
     x = x.round().clamp(0, 255)
 
     def mean(values: Tensor) -> Tensor:
@@ -59,8 +63,7 @@ def ssim(
     covariance = (mean(x * y) - mx * my) * unbias
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     likeness = (2 * mx * my + c1) * (2 * covariance + c2)
-    likeness = likeness / ((mx * mx + my * my + c1) * (vx + vy + c2))
-    return rearrange(likeness.mean((1, 2, 3)), "(b t) -> b t", b=b, t=t).float()
+    return (likeness / ((mx * mx + my * my + c1) * (vx + vy + c2))).mean()
 
 
 def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .checkpoint import CONFIG, WEIGHTS, fingerprint, replacing, write_weights
 from .config import TokenizerConfig
 from .fsq import FSQ
-from .fused import FusedDecoder, FusedEncoder
+from .fused import Compiled, FusedDecoder, FusedEncoder, compiled
 from .fused_layers import Space
 from .layers import Mix
 from .memory import Memory
@@ -109,12 +109,17 @@ class Tokenizer(nn.Module):
         return self(padded)[:, :, :t, :h, :w].to(video.dtype)
 
     @torch.no_grad()
-    def fused(self: T, dtype: torch.dtype | None = None) -> T:
+    def fused(self: T, dtype: torch.dtype | None = None, *, compile: bool = False) -> T:
         """Return a copy for inference that computes the same, faster.
 
         Outputs are equal to float32 rounding; gradients stop. ``dtype`` is that of the copy:
         ``torch.bfloat16`` is the fast and inexact mode. Long videos go through in pieces by
         themselves. The copy cannot be trained or saved; the original stays as it is.
+
+        ``compile``: by torch.compile between the attentions, on a GPU as CUDA graphs. Each new size
+        of video or chunk is compiled when it first comes, which takes a minute or more; a
+        stream of equal chunks has two sizes, its first and the others. Pays where the same sizes
+        come again and again; on a CPU, where the plain fused mode multiplies by hand, measure.
         """
         encoder, to_latent, decoder = self.encoder, self.to_latent, self.decoder
         if not (
@@ -137,6 +142,10 @@ class Tokenizer(nn.Module):
         other.to_latent = nn.Identity()
         other.decoder = FusedDecoder(decoder, self.config)
         other.to(dtype or self.dtype).eval().requires_grad_(False)
+        if compile:
+            for network in (other.encoder, other.decoder):
+                network.layers = compiled(network.layers)
+            return other
         for module in other.modules():
             if isinstance(module, Space):
                 module.choose()
@@ -174,6 +183,8 @@ class Tokenizer(nn.Module):
         if isinstance(network, Tiled):
             network, tiles = network.network, f" tiles {network.cells} {network.overlap}"
         fused = "fused" if isinstance(network, FusedEncoder) else "reference"
+        if any(isinstance(module, Compiled) for module in network.modules()):
+            fused = "compiled"
         return f"{fused} {self.dtype} {self.device}{tiles}"
 
     def streaming_encoder(self, *, max_context: int | None = None) -> StreamingEncoder:
