@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from wfm_tokenizer.cli import main
 from wfm_tokenizer.config import TokenizerConfig
+from wfm_tokenizer.loading import builtins
 from wfm_tokenizer.video import read_video, write_video
 
 
@@ -80,6 +81,21 @@ def test_latents_of_another_model_are_refused(film, tmp_path, capsys):
     assert "made by CV4x8x8" in error
     assert "CV8x8x8" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_the_built_in_model_that_encoded_is_found_without_flags(film, tmp_path, capsys):
+    for name in builtins():
+        out = tmp_path / name.removeprefix("builtin:")
+        assert main(["encode", str(film), "-m", name, "-o", str(out)]) == 0
+        assert main(["decode", str(out / "film.safetensors"), "-o", str(out / "films")]) == 0
+        frames, _ = read_video(out / "films" / "film.mp4")
+        assert frames.shape == (20, 3, 30, 44)
+    main(["encode", str(film), "-m", save("CV4x8x8", tmp_path), "-o", str(tmp_path / "latents")])
+    capsys.readouterr()
+    out = tmp_path / "films"
+    error = fails(capsys, "decode", tmp_path / "latents" / "film.safetensors", "-o", out)
+    assert "made by CV4x8x8" in error
+    assert "-m" in error
 
 
 def test_what_is_not_a_latent_file_is_refused(film, tmp_path, capsys):

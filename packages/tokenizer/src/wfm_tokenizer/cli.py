@@ -3,7 +3,8 @@
 import argparse
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = _command(commands, name, run, text)
         command.add_argument("inputs", nargs="+", type=Path, metavar=what)
         command.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
-        _add_model(command)
+        _add_model(command, None if run is decode else DEFAULT)
     command = _command(commands, "evaluate", evaluate, "measure models on clips: a table, a plot")
     command.add_argument("inputs", nargs="+", metavar="CLIPS", help="folder, video or reference")
     command.add_argument("--clips", type=int, default=32, help="at most, of each input (32)")
@@ -80,9 +81,10 @@ def _command(
     return command
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
+def _add_model(command: argparse.ArgumentParser, default: str | None) -> None:
+    usual = default or "the built-in one that encoded"
     command.add_argument(
-        "-m", "--model", default=DEFAULT, help=f"folder, builtin:NAME or owner/name ({DEFAULT})"
+        "-m", "--model", default=default, help=f"folder, builtin:NAME or owner/name ({usual})"
     )
     _add_way(command)
 
@@ -122,13 +124,14 @@ def encode(args: argparse.Namespace) -> int:
 
 
 def decode(args: argparse.Namespace) -> int:
-    """Write a video for each latent file."""
-    from .files import decode_file
+    """Write a video for each latent file, by the built-in model that it names or by ``-m``."""
+    from .files import decode_file, read_facts
 
-    tokenizer = _load(args)
+    tokenizers = cache(partial(_load, args))
 
     def one(path: Path, report: Report) -> dict[str, Any]:
         out = args.out / f"{path.stem}.mp4"
+        tokenizer = tokenizers(args.model or _made_by(path, read_facts(path)))
         content = decode_file(path, out, tokenizer, report=report)
         return {"input": str(path), "output": str(out), "frames": content.frames}
 
@@ -233,6 +236,19 @@ def models(args: argparse.Namespace) -> int:
             },
         )
     return console.DONE
+
+
+def _made_by(path: Path, facts: Mapping[str, str]) -> str:
+    """Return the built-in model that a latent file names; of another it does not know the place."""
+    from .loading import builtins
+
+    source = f"builtin:{facts['model']}"
+    if source not in builtins():
+        raise ValueError(
+            f"{path}: made by {facts['model']} ({facts['fingerprint']}), which is not built in; "
+            "give its folder with -m"
+        )
+    return source
 
 
 def _load(

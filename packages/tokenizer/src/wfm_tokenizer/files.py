@@ -73,14 +73,7 @@ def read_latents(path: str | Path, tokenizer: AnyTokenizer) -> LatentFile:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, no latent file, or made by another tokenizer.
     """
-    tensors = read_weights(path)
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as e:
-        raise ValueError(f"{path}: not a latent file ({e})") from e
-    if "fingerprint" not in metadata or not tensors.keys() & {"latent", "tokens"}:
-        raise ValueError(f"{path}: not a latent file; wfm-tokenizer encode writes them")
+    metadata, tensors = read_facts(path), read_weights(path)
     if metadata["fingerprint"] != tokenizer.fingerprint:
         raise ValueError(
             f"{path}: made by {metadata['model']} ({metadata['fingerprint']}), cannot be decoded "
@@ -89,6 +82,25 @@ def read_latents(path: str | Path, tokenizer: AnyTokenizer) -> LatentFile:
     latent = tensors["tokens"].long() if "tokens" in tensors else tensors["latent"].float()
     sizes = (int(metadata[key]) for key in ("frames", "height", "width"))
     return LatentFile(latent[None], float(metadata["fps"]), *sizes)
+
+
+def read_facts(path: str | Path) -> dict[str, str]:
+    """Read what a latent file says of itself: ``model``, ``fingerprint``, ``fps``, ``frames``, ...
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no latent file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            facts, names = file.metadata() or {}, set(file.keys())
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f"{path}: not a latent file ({e})") from e
+    if "fingerprint" not in facts or not names & {"latent", "tokens"}:
+        raise ValueError(f"{path}: not a latent file; wfm-tokenizer encode writes them")
+    return facts
 
 
 def encode_file(
