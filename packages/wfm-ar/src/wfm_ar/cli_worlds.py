@@ -45,6 +45,7 @@ def add_train_heads(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, default=500)
     add("--batch", type=int, default=16)
     add("--lr", type=float, default=1e-3)
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of the products")
     add("--stride", type=int, default=8, help="frames from one window of a clip to the next")
     add("--tokens", type=Path, metavar="FILE", help="those that the model was trained on")
     add("--seed", type=int, default=0)
@@ -138,7 +139,7 @@ def train_heads(args: argparse.Namespace) -> int:
 
     heads, accuracy = train(
         world.lm, data, count=args.count, steps=args.steps, batch=args.batch, lr=args.lr,
-        seed=args.seed, log=log,
+        seed=args.seed, precision=args.precision, log=log,
     )  # fmt: skip
     heads.save(args.out, world.lm)
     facts = {"heads": str(args.out), "held_out_accuracy": [round(x, 4) for x in accuracy]}

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, silu
 
 from .checkpoint import fingerprint, read_weights, write_weights
 from .model import ArTransformer
+from .precision import Precision, computing_in
 from .tokens import TokenSet
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ def train_heads(  # noqa: PLR0913
     holdout: float = 0.1,
     condition_latents: int = 1,
     seed: int = 0,
+    precision: Precision = "float32",
     log: Log | None = None,
 ) -> tuple[MedusaHeads, list[float]]:
     """Train heads on a frozen model; return them and each head's held-out accuracy.
@@ -127,7 +129,8 @@ def train_heads(  # noqa: PLR0913
     for step in range(steps):
         draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rows = torch.randint(len(learnt.tokens), (batch,), generator=draw)
-        loss, right = heads.loss(*_states(lm, learnt, rows), ignore)
+        with computing_in(precision, str(lm.embed.weight.device)):
+            loss, right = heads.loss(*_states(lm, learnt, rows), ignore)
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (steps - step) / (0.2 * steps))
         # The heads' gradient only: nothing is left behind in the model.
