@@ -112,6 +112,23 @@ def test_commanded_rotations_are_recovered_from_small_pictures():
     assert np.corrcoef(wanted, found)[0, 1] > 0.8
 
 
+def test_a_turn_is_found_without_points_that_could_be_followed():
+    """Smooth pictures of changing contrast have no corners; 6 of 64 pixels are a turn."""
+    import cv2
+
+    rng = np.random.default_rng(0)
+    wide = cv2.GaussianBlur(rng.uniform(0, 255, (64, 96)), (0, 0), 6)
+    wide = np.stack([(wide - wide.min()) / np.ptp(wide)] * 3)
+    before, after = (
+        (60 + gain * wide[..., x : x + 64]).astype(np.uint8) for gain, x in ((150, 10), (90, 16))
+    )
+    assert len(geometry.follow(before, after)) < geometry.LEAST_MATCHES
+    expected = np.sin(np.arctan(6 / K[0, 0]))
+    assert geometry.pan(before, after, K) == pytest.approx(expected, abs=0.5 / K[0, 0])
+    assert geometry.pan(after, before, K) == pytest.approx(-expected, abs=0.5 / K[0, 0])
+    assert geometry.pan(np.zeros_like(before), after, K) is None
+
+
 def test_two_cameras_of_one_rig_share_a_geometry():
     capture = sim.Capture(size=(64, 64), frames=4, views=("front", "left"))
     front, left = sim.generate_views("street", 1_000_004, capture)

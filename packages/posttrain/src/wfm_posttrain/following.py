@@ -172,7 +172,7 @@ def _turns(
 ) -> Turns:
     """Return commanded and recovered turns, as sines, where one could be recovered."""
     steps = geometry.commanded_steps(poses)
-    found = [geometry.pan(geometry.follow(a, b), pinhole) for a, b in itertools.pairwise(frames)]
+    found = [geometry.pan(a, b, pinhole) for a, b in itertools.pairwise(frames)]
     pairs = [(w[0, 2], turn) for w, turn in zip(steps, found, strict=True) if turn is not None]
     return np.array(pairs).reshape(-1, 2)
 
