@@ -13,6 +13,7 @@ from wfm_posttrain.fidelity import FidelityConfig
 from wfm_posttrain.following import follow_conditions
 from wfm_posttrain.imagine import ClipWorld
 from wfm_posttrain.moments import samples
+from wfm_posttrain.multiview import Multiview
 from wfm_posttrain.steering import Place
 
 FRAMES, PAST = 5, 1
@@ -32,18 +33,20 @@ class Replay(ClipWorld):
 
     text_encoder = None
 
-    def __init__(self, clips, *, deaf=False):
-        self.steering, self.frames, self.past_frames = Camera(), FRAMES, PAST
-        self.place = Place(compression=(1, 8, 8), size=(64, 64), latent_channels=4, width=12)
-        self.deaf = deaf
-        self.known = list(samples(clips, FRAMES, views=None, stride=None))
+    def __init__(self, clips, *, deaf=False, steering=None, views=()):
+        self.steering, self.frames, self.past_frames = steering or Camera(), FRAMES, PAST
+        self.place = Place(
+            compression=(1, 8, 8), size=(64, 64), latent_channels=4, width=12, views=views
+        )
+        self.deaf, self.label = deaf, "trajectory" if views else "camera_pose"
+        self.known = list(samples(clips, FRAMES, views=views or None, stride=None))
 
     def rollout(self, past, /, *, frames, controls=None, prompts=None, generator=None):
         for sample in self.known:
             video = sample.video()
-            told = sample.inputs(self.steering, ())["camera_pose"]
+            told = sample.inputs(self.steering, self.place.views)[self.label]
             seen = rearrange(video[:, :, :PAST], "v c p h w -> 1 c (v p) h w")
-            if torch.equal(seen, past) if self.deaf else torch.equal(told, controls["camera_pose"]):
+            if torch.equal(seen, past) if self.deaf else torch.equal(told, controls[self.label]):
                 return rearrange(video[:, :, PAST:], "v c f h w -> 1 c (v f) h w")
         raise AssertionError("told of a camera that no clip has")
 
@@ -63,6 +66,19 @@ def test_a_world_that_follows_the_camera_is_told_from_one_that_is_deaf(room):
     deaf = follow_conditions(Replay(room, deaf=True), room, CONFIG)
     assert deaf.scores["rotation_deg"]["better"].mean == 0
     assert deaf.scores["turn_r"]["better"].mean == 0
+
+
+def test_a_rig_is_held_against_its_calibration_and_its_way(tmp_path):
+    views = ("front", "left")
+    for seed in (1_000_000, 1_000_003):
+        for episode in sim.generate_views("street", seed, sim.Capture((64, 64), FRAMES, views)):
+            sim.write_episode(episode, tmp_path)
+    street = ClipFolder(tmp_path)
+    world = Replay(street, steering=Multiview(views=views), views=views)
+    scores = follow_conditions(world, street, CONFIG).scores
+    assert {"cse", "way", "rotation_deg", "turn_r"} <= scores.keys()
+    assert scores["way"]["own"].mean == pytest.approx(scores["way"]["real"].mean)
+    assert scores["cse"]["own"].mean == pytest.approx(scores["cse"]["real"].mean, nan_ok=True)
 
 
 def test_masks_are_followed_where_objects_are_labelled(room):

@@ -63,7 +63,8 @@ def follow_conditions(world: ClipWorld, clips: ClipDataset, config: FidelityConf
     """Imagine held-out clips under their own and under another clip's condition; score both.
 
     Scores are those that the labels allow: of the camera with ``camera_pose`` and ``intrinsics`` of
-    a camera that moves, of a rig with several cameras, of masks with ``segmentation``.
+    a camera that moves (of a rig: the first), of a rig with several cameras, of masks with
+    ``segmentation``.
 
     Raises:
         ValueError: fewer than two samples.
@@ -131,7 +132,7 @@ def _score(shown: Shown, turns: list[Turns]) -> Scores:
         pinholes = [label["intrinsics"].double().numpy()[0] for label in labels]
         if len(sample.clips) > 1:
             found |= _rig(frames, poses, pinholes)
-        elif np.abs(poses[0] - poses[0][:1]).max() > 1e-3:
+        if np.abs(poses[0] - poses[0][:1]).max() > 1e-3:
             found |= _way(frames[0], poses[0], pinholes[0])
             some = slice(None, None, shown.stride)
             turns.append(_turns(frames[0][some], poses[0][some], pinholes[0]))
@@ -189,7 +190,8 @@ def _turn_r(turns: Mapping[str, list[Turns]], seed: int, draws: int = 1000) -> d
     drawn = [r(rng.integers(count, size=count).tolist()) for _ in range(draws)]
     found = {}
     for name, value in r(range(count)).items():
-        low, high = np.nanquantile([draw[name] for draw in drawn], [0.025, 0.975]).tolist()
+        known = [draw[name] for draw in drawn if np.isfinite(draw[name])] or [np.nan]
+        low, high = np.quantile(known, [0.025, 0.975]).tolist()
         found[name] = Interval(value, low, high, count)
     return found
 

@@ -38,7 +38,7 @@ OBJECTS = {
     "permanence": ("Object area", "share"),
     "mask_iou": ("Object masks", "IoU"),
 }
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 300, 190, 44, 30, 12
+WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 300, 190, 44, 18, 30, 12
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def draw(curves: Sequence[Curve], ticks: Sequence[str] | None = None) -> str:
     count = max(len(curve.values) for curve in curves)
 
     def x(i: int) -> float:
-        return LEFT + (WIDTH - LEFT - 10) * (i / max(count - 1, 1))
+        return LEFT + (WIDTH - LEFT - RIGHT) * (i / max(count - 1, 1))
 
     def y(value: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (most - value) / (most - least)
@@ -130,7 +130,7 @@ def draw(curves: Sequence[Curve], ticks: Sequence[str] | None = None) -> str:
 
     parts = []
     for value in np.linspace(least + room, most - room, 4):
-        line = f'x1="{LEFT}" x2="{WIDTH - 10}" y1="{y(value):.1f}" y2="{y(value):.1f}"'
+        line = f'x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"'
         parts.append(f'<line {line} stroke="#e4e8ec"/>')
         parts.append(_text(LEFT - 5.0, y(value) + 4, f"{value:.3g}", "end"))
     steps = max(1, (count - 1) // 6 + 1)
