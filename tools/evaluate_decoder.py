@@ -41,13 +41,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=24, help="clips of each folder")
     args = parser.parse_args()
     decoder = resolve(args.decoder, "wfm.token_decoders")
-    codec = resolve(decoder.settings.token_codec, "wfm.codecs")  # ty: ignore[unresolved-attribute]
+    codec = resolve(decoder.settings.token_codec, "wfm.codecs")  # ty: ignore[missing-attribute]
     print("| clips | decoded by | PSNR dB (95 %) | SSIM | sharpness |\n|---|---|---|---|---|")
     for folder in args.clips:
         real = read(folder, args.count)
-        tokens = codec.encode(real)  # ty: ignore[unresolved-attribute]
+        tokens = codec.encode(real)  # ty: ignore[missing-attribute]
         for name, way in (("its own codec", codec), (args.decoder, decoder)):
-            video = way.decode(tokens).clamp(-1, 1)  # ty: ignore[unresolved-attribute]
+            video = way.decode(tokens).clamp(-1, 1)  # ty: ignore[missing-attribute]
             peak = metrics.bootstrap(metrics.psnr(video, real).mean(1))
             cells = (
                 f"{folder.name}, {len(real)}",

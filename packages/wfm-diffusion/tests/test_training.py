@@ -128,7 +128,9 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path, clips):
 def test_training_goes_on_from_a_checkpoint_of_before(tmp_path, clips):
     folder = run(config(tmp_path / "base", clips))
     again = config(tmp_path / "more", clips, init=str(folder), steps=1, rate=1e-9)
-    fine = weights(run(again))
+    after = run(again)
+    fine = weights(after)
+    assert f"from `{folder}` on" in (after / "README.md").read_text()
     assert all(torch.allclose(x, fine[k], atol=1e-3) for k, x in weights(folder).items())
 
 

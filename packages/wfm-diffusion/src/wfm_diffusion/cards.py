@@ -62,6 +62,7 @@ def write_card(config: TrainConfig, weights: int, validation: Mapping[str, float
     """Return the model card of a run."""
     size = config.sizes[-1]
     kind, what, example = DECODER if config.token_codec else WORLD
+    began = f", from `{config.init}` on," if config.init else ""
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in validation.items())
     return f"""---
 license: apache-2.0
@@ -73,8 +74,9 @@ tags: [world-model, video-generation, diffusion]
 {what.format(tokens=config.token_codec)}, {size.frames} frames of {size.height}x{size.width},
 {config.latents} latents of `{config.codec}`.
 
-Trained for {config.steps} steps of {config.batch} samples, seed {config.seed}, by `wfm-diffusion
-train`; `world.json` names the codec and its fingerprint. Weights are a moving average, float16.
+Trained{began} for {config.steps} steps of {config.batch} samples, seed {config.seed},
+by `wfm-diffusion train`; `world.json` names the codec and its fingerprint. Weights are a moving
+average, float16.
 
 Error on held-out clips, weighted by noise level (0 is perfect, 1 is no better than the mean
 at high noise):
