@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -276,6 +277,8 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=4, help="blocks of the network")
     parser.add_argument("--heads", type=int, default=8, help="heads of 128 features")
     args = parser.parse_args()
+    if args.plot and find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib, which is not installed")
     torch.set_num_threads(1)
     parts = {
         "samplers": lambda: samplers(args.tokens, args.steps, args.depth, args.heads),

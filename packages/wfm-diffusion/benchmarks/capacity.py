@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -167,6 +168,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
     parser.add_argument("--plot", help="draw the errors to this picture")
     args = parser.parse_args()
+    if args.plot and find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib, which is not installed")
     torch.set_num_threads(1)
     if not args.latents.is_file():
         parser.error(f"{args.latents}: no such file; `wfm-diffusion train` leaves one")
