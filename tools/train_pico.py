@@ -174,12 +174,12 @@ def worlds(runs: Path) -> Iterator[Stage]:
     after = ["tokenizer-cv", "tokenizer-dv", "text"]
     ships = ("wfm-diffusion", "pico-decoder")
     yield training(runs, "decoder", "wfm-diffusion", decoder, after, ships)
-    few = {"steps": 4, "sampler": "euler"}
+    few, sure = {"steps": 4, "sampler": "euler"}, {"temperature": 0.0}
     for kind, settings, past, fit, base, codec, more in (
         ("diffusion", diffusion, 2, {"steps": 24000, "lr": 1e-3, "ema": 0.999},
          "wfm_diffusion:load=builtin:pico", "cv4x8x8", {"options": few}),
         ("ar", ar, 3, {"steps": 4000, "lr": 7e-4, "weight_decay": 0.1},
-         "wfm_ar:load=builtin:pico-ar", "dv8x16x16", {"past_noise": 0.15}),
+         "wfm_ar:load=builtin:pico-ar", "dv8x16x16", {"past_noise": 0.15, "options": sure}),
     ):  # fmt: skip
         model = base.partition(":")[2].partition(":")[2]
         after = [f"tokenizer-{codec[:2]}", "text"]
