@@ -29,6 +29,9 @@ NEEDS_GL = "posttrain"
 if "PIP_FIND_LINKS" in os.environ:
     os.environ.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
 
+# Threads that wait for work must not spin: beside other programs small networks would crawl.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 def module(package: str) -> str:
     """Return a package's import name."""
