@@ -29,8 +29,10 @@ def video_writer(
     with replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.pix_fmt = "yuv420p"
-        # Frames that refer to later ones would start a file before its own beginning.
-        stream.options = {"crf": str(crf), "preset": "fast", "bf": "0"}
+        # Frames that refer to later ones would start a file before its own beginning; x264's
+        # vector code for small pictures goes by what lay in memory before, its plain code does not.
+        same = {"x264-params": "cpu-independent=1"}
+        stream.options = {"crf": str(crf), "preset": "fast", "bf": "0", **same}
         written = 0
 
         def write(frames: UInt8[Tensor, "t 3 h w"]) -> None:
