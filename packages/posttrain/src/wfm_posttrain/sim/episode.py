@@ -87,7 +87,7 @@ def encode_mp4(frames: UInt8[np.ndarray, "t 3 h w"], fps: float, *, crf: int = 8
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
-        # x264's vector code goes, on small pictures, by what lay in memory; its plain code does not.
+        # On small pictures x264's vector code goes by what lay in memory; its plain code does not.
         options = {"crf": str(crf), "x264-params": "cpu-independent=1"}
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = w, h, "yuv444p"
