@@ -266,6 +266,8 @@ def ray(session: nox.Session) -> None:
 def slow(session: nox.Session, package: str) -> None:
     """Run one package's long tests."""
     install(session, package)
+    if more := requirements(package, "slow"):
+        session.install(*more, *CONSTRAINTS)
     session.chdir(ROOT / "packages" / package)
     session.run("pytest", "-m", "slow", *session.posargs, success_codes=[0, 5])
 

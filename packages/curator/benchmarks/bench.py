@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, help="other footage: videos and photographs")
     parser.add_argument("--embedder", default="", help="duplicates: embed.model, as well")
     parser.add_argument("--copy", action="append", help="duplicates: not all alterations")
-    parser.add_argument("--films", type=int, default=4, help="shots: films of 24 shots [4]")
+    parser.add_argument("--films", type=int, default=8, help="shots: films of 24 shots [8]")
     parser.add_argument("--rows", type=int, default=100_000, help="dedup: vectors of 512 [1e5]")
     parser.add_argument("--seconds", type=int, default=30, help="pipeline: of 720p24 film [30]")
     args = parser.parse_args()

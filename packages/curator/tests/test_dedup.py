@@ -24,6 +24,10 @@ def degraded(film, how):
             return np.stack([cv2.resize(p, (64, 48), interpolation=cv2.INTER_AREA) for p in film])
         case "darker":
             return (film * 0.8).astype(np.uint8)
+        case "logo":
+            film = film.copy()
+            film[:, 5:10, -14:-4] = 255
+            return film
         case "jpeg":
             done = [cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, 40])[1] for p in film]
             return np.stack([np.asarray(cv2.imdecode(d, cv2.IMREAD_COLOR)) for d in done])
@@ -32,7 +36,7 @@ def degraded(film, how):
             return (film + noise).clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("how", ["copy", "smaller", "darker", "jpeg", "noise"])
+@pytest.mark.parametrize("how", ["copy", "smaller", "darker", "logo", "jpeg", "noise"])
 def test_planted_duplicates_are_found_and_nothing_else(how):
     films = [
         moving(seed, 9, 96, 128) for seed in range(60)

@@ -80,6 +80,39 @@ def test_what_is_elsewhere_is_fetched_and_curated_alike(bucket, folder, tmp_path
     assert wc.curate("memory://raw/day/*-3.mp4", tmp_path / "three", HERE).kept == 1
 
 
+@pytest.fixture
+def s3(monkeypatch):
+    """An S3 server of our own, and a client of it."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    s3fs = pytest.importorskip("s3fs")
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {"ENDPOINT_URL": f"http://{host}:{port}", "ACCESS_KEY_ID": "me"}
+    settings |= {"SECRET_ACCESS_KEY": "secret", "DEFAULT_REGION": "us-east-1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    yield s3fs.S3FileSystem(skip_instance_cache=True)
+    server.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_bucket_of_s3_is_curated_as_a_folder_is(s3, folder, tmp_path):
+    s3.mkdir("raw")
+    for path in folder.iterdir():
+        s3.pipe(f"raw/day/{path.name}", path.read_bytes())
+    assert wc.curate("s3://raw", tmp_path / "out", HERE).kept == 6
+    clips = {c.key.rpartition("-")[0]: c for c in wc.ShardedDataset(tmp_path / "out")}
+    assert {n: c.member("mp4") for n, c in clips.items()} == {
+        p.stem: p.read_bytes() for p in folder.glob("*.mp4")
+    }
+    assert wc.curate("s3://raw/day/*-3.mp4", tmp_path / "three", HERE).kept == 1
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        names("s3://raw/night", cache=tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        names("s3://nobodys", cache=tmp_path)
+
+
 def test_an_address_needs_a_folder_to_fetch_to(bucket):
     with pytest.raises(ValueError, match="needs an output folder"):
         names("memory://raw")
@@ -108,3 +141,14 @@ def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(model, folder, tmp_
     assert "8 recordings" in told
     assert "unreadable: " in told
     assert "captions" not in told
+    assert "embed" not in told
+
+
+def test_a_dry_run_tries_the_network_that_embeds_clips(folder, tmp_path, capsys):
+    arguments = ["run", str(folder), "-o", str(tmp_path / "out"), "--dry-run"]
+    assert main([*arguments, "--set", "embed.model=networks:colours"]) == 0
+    assert "embed     0 s at most" in capsys.readouterr().out
+    assert main([*arguments, "--json", "--set", "embed.model=networks:colours"]) == 0
+    assert 0 < json.loads(capsys.readouterr().out)["embed_hours"] < 0.01
+    assert main([*arguments, "--set", "embed.model=networks:nothing"]) == 2
+    assert "nothing" in capsys.readouterr().err

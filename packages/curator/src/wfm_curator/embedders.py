@@ -212,7 +212,7 @@ class Vectors:
         todo = [clip for clip in clips if clip.key not in found]
         for done, clip in enumerate(todo, 1):
             try:
-                vector = self._of(clip)
+                vector = vector_of(clip, self.config, self.embedder)
             except (VideoError, FileNotFoundError) as e:  # to cut it will fail too, and say so
                 logger.warning("%s has no vector: %s", clip.key, e)
                 continue
@@ -222,20 +222,27 @@ class Vectors:
             self.progress(done, len(todo))
         return found
 
-    def _of(self, clip: Clip) -> np.ndarray:
-        shown = spread(clip, (0, clip.frames), self.config.frames, self._shrunk)
-        vectors = np.asarray(self.embedder.embed(np.stack(shown)), np.float32)
-        if vectors.ndim != 2 or len(vectors) != len(shown) or not np.isfinite(vectors).all():
-            shape = (
-                f"{vectors.shape}" if np.isfinite(vectors).all() else "values that are not finite"
-            )
-            raise ValueError(f"embed.model gives {shape} for {len(shown)} pictures, not n x d")
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-        mean = vectors.mean(0)
-        return (mean / max(float(np.linalg.norm(mean)), 1e-9)).astype(np.float16)
 
-    def _shrunk(self, picture: np.ndarray) -> np.ndarray:
+def vector_of(clip: Clip, config: EmbedConfig, embedder: Embedder) -> np.ndarray:
+    """Return the vector of a clip, float16 of length 1.
+
+    Raises:
+        ValueError: the network gives something that is no vector.
+        VideoError: the file no longer yields the frames that were seen before.
+    """
+
+    def shrunk(picture: np.ndarray) -> np.ndarray:
         h, w = picture.shape[:2]
-        scale = min(1.0, self.config.side / min(h, w))
+        scale = min(1.0, config.side / min(h, w))
         size = max(1, round(w * scale)), max(1, round(h * scale))
         return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+    shown = spread(clip, (0, clip.frames), config.frames, shrunk)
+    vectors = np.asarray(embedder.embed(np.stack(shown)), np.float32)
+    finite = np.isfinite(vectors).all()
+    if vectors.ndim != 2 or len(vectors) != len(shown) or not finite:
+        shape = f"{vectors.shape}" if finite else "values that are not finite"
+        raise ValueError(f"embed.model gives {shape} for {len(shown)} pictures, not n x d")
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    mean = vectors.mean(0)
+    return (mean / max(float(np.linalg.norm(mean)), 1e-9)).astype(np.float16)

@@ -1,5 +1,6 @@
 """What a run will cost, from the headers of all files and a short trial on a few."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from . import split, text
+from . import embedders, split, text
+from .captioning import Clip
 from .config import CurateConfig
+from .embedders import Embedder
 from .inputs import Recording
 from .scan import Collector
 from .video import Span, VideoError, Writer, decode, describe, open_video
@@ -37,8 +40,9 @@ class Estimate:
     """Hours are of one core, and of the clock with as many workers as the settings say.
 
     ``encode_hours`` is for all footage cut anew; what stays whole costs nothing. ``megabytes``
-    is what the encoder wrote in the trial, scaled to all. Requests and tokens are those of a
-    caption model, if every clip is kept and none has a caption.
+    is what the encoder wrote in the trial, scaled to all. ``embed_hours`` are of the clock, for
+    as many clips as the footage can give, all kept. Requests and tokens are those of a caption
+    model, if every clip is kept and none has a caption.
     """
 
     recordings: int
@@ -47,6 +51,7 @@ class Estimate:
     gigabytes: float
     measure_hours: float
     encode_hours: float
+    embed_hours: float
     clock_hours: float
     megabytes: float
     caption_requests: int
@@ -62,8 +67,10 @@ class Estimate:
             f"  measure   {_duration(self.measure_hours)} of one core",
             f"  encode    {_duration(self.encode_hours)} of one core at most, "
             f"about {self.megabytes:,.0f} MB",
-            f"  in all    {_duration(self.clock_hours)} by the clock",
         ]
+        if self.embed_hours:
+            lines.append(f"  embed     {_duration(self.embed_hours)} at most")
+        lines.append(f"  in all    {_duration(self.clock_hours)} by the clock")
         if self.caption_requests:
             tokens = f"about {self.caption_tokens:,} tokens"
             lines.append(f"  captions  {self.caption_requests:,} requests at most, {tokens}")
@@ -98,12 +105,16 @@ def estimate(
     order = sorted(headers, key=lambda h: h.pixels * h.frames)
     places = np.linspace(0, len(order) - 1, min(TRIALS, len(order))).round().astype(int)
     tried = [order[i] for i in sorted(set(places.tolist()))]
-    trials = [_trial(paths[h.name], config) for h in tried]
+    network = embedders.load(config.embed) if config.embed.model else None
+    trials = [_trial(paths[h.name], config, network) for h in tried]
     work = sum(h.pixels * h.frames for h in headers)
     sample = max(1, sum(h.pixels * n for h, (n, *_) in zip(tried, trials, strict=True)))
     measure, encode, size = (work * sum(t[k] for t in trials) / sample for k in (1, 2, 3))
     cores = max(1, min(config.run.workers or 1, os.cpu_count() or 1))
     seconds = sum(h.seconds for h in headers)
+    shortest = max(config.split.min_seconds, 1e-3)
+    clips = sum(max(1, math.floor(h.seconds / shortest)) for h in headers)
+    embed = clips * float(np.mean([t[4] for t in trials])) if trials else 0.0
     window = config.caption.window_seconds
     asked = bool(config.caption.endpoint or config.caption.vllm)
     requests = sum(-(-h.seconds // window) for h in headers) if asked else 0
@@ -115,7 +126,8 @@ def estimate(
         gigabytes=round(sum(h.bytes for h in headers) / 1e9, 4),
         measure_hours=round(measure / 3600, 5),
         encode_hours=round(encode / 3600, 5),
-        clock_hours=round((measure + encode) / 3600 / cores, 5),
+        embed_hours=round(embed / 3600, 8),
+        clock_hours=round(((measure + encode) / cores + embed) / 3600, 5),
         megabytes=round(size / 1e6, 2),
         caption_requests=int(requests),
         caption_tokens=int(requests) * tokens,
@@ -135,30 +147,47 @@ def _header(name: str, path: Path) -> Header:
         return Header(name, seconds or frames / rate, frames, pixels, path.stat().st_size)
 
 
-def _trial(path: Path, config: CurateConfig) -> tuple[int, float, float, int]:
-    """Measure and encode some frames; return how many, seconds for each, and bytes written."""
+def _trial(
+    path: Path, config: CurateConfig, network: Embedder | None
+) -> tuple[int, float, float, int, float]:
+    """Measure, encode and embed some frames.
+
+    Returns how many, seconds to measure and to encode, bytes written, and seconds for a vector.
+    """
     settings = config.split.resolved()
     began = time.process_time()
     try:
         with open_video(path) as container:
             frames = list(islice(decode(container, str(path)), TRIAL_FRAMES))
             if not frames:
-                return 0, 0.0, 0.0, 0
+                return 0, 0.0, 0.0, 0, 0.0
             info = describe(container, frames[0])
             seeing = split.watcher(settings), text.detector(config.look)
             collector = Collector(str(path), info, *seeing)
             for frame in frames:
                 collector.add(frame)
     except VideoError:
-        return 0, 0.0, 0.0, 0
+        return 0, 0.0, 0.0, 0, 0.0
     split.shots(collector.finish(whole=False), settings)
     measured = time.process_time() - began
+    span = Span(0, len(frames), frames[0].pts or 0, None)
+    embedding = _vector_seconds(Clip("", path, span, float(info.rate or 25)), config, network)
     began = time.process_time()
     writer = Writer(info, config.shard.crf, config.shard.preset)
     with TemporaryDirectory() as folder:
         output = Path(folder) / "trial.mp4"
-        with writer.open(output, Span(0, len(frames), frames[0].pts or 0, None)) as write:
+        with writer.open(output, span) as write:
             for frame in frames:
                 write(frame)
         size = output.stat().st_size
-    return len(frames), measured, time.process_time() - began, size
+    return len(frames), measured, time.process_time() - began, size, embedding
+
+
+def _vector_seconds(clip: Clip, config: CurateConfig, network: Embedder | None) -> float:
+    """Seconds for the vector of a clip; the second time, when all is loaded."""
+    if network is None:
+        return 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        embedders.vector_of(clip, config.embed, network)
+    return time.perf_counter() - began

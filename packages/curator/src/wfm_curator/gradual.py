@@ -16,22 +16,27 @@ LENGTHS = (6, 9, 12, 16, 20, 25, 30)  # frames from the last before to the first
 LEAST, LEAST_WIPE = 0.06, 0.09  # of 1: how far the pictures before and after must be apart
 UNEXPLAINED = 0.16  # of that distance, on average, over the frames between
 ABRUPT = 0.5  # of that distance, between two neighbours: that is a hard cut
+ABRUPT_FADE = 1.1  # or a short fade, which goes further than from end to end
 SAME, MOST_SAME = 0.03, 0.3  # a cell that differs less stays the same; this share may
 ALIKE = 0.9  # correlation of the ends: the same picture, darker or brighter
 ZOOMS, SHIFTS, MOVED = (0.9, 1.0, 1.1), (2, 3), 0.8  # cells; correlation of what both ends show
 BLACK = 0.35  # of the brightness of the ends: a fade goes through what is darker
 TOGETHER = 6  # frames between two transitions that are parts of one, such as a fade's
-OUTSIDE, RESTLESS = 3, 0.6  # frames before and after, and of that distance: still in motion
+OUTSIDE, RESTLESS = 3, 1.0  # frames before and after, and of that distance: still in motion
+DOUBTFUL = 0.06  # of 1: a transition worth less should be found in another way too
 CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class Gradual:
-    """Frame ``start`` is the last before the transition, ``stop`` the first after it."""
+    """Frame ``start`` is the last before the transition, ``stop`` the first after it.
+
+    ``worth`` is how far these two are apart, less where the frames between fit badly.
+    """
 
     start: int
     stop: int
-    apart: float
+    worth: float
 
 
 def transitions(thumbs: np.ndarray) -> list[Gradual]:
@@ -40,9 +45,9 @@ def transitions(thumbs: np.ndarray) -> list[Gradual]:
     found = []
     for length, first in product(LENGTHS, range(0, len(flat), CHUNK)):
         part = flat[first : first + CHUNK + length].astype(np.float32) / 255
-        found += [Gradual(first + a, first + a + length, d) for a, d in _spans(part, length)]
+        found += [Gradual(first + a, first + a + length, w) for a, w in _spans(part, length)]
     chosen: list[Gradual] = []
-    for one in sorted(found, key=lambda g: (-g.apart, g.start)):
+    for one in sorted(found, key=lambda g: (-g.worth, g.start)):
         free = all(one.stop < other.start or one.start > other.stop for other in chosen)
         if free and not _moved(thumbs[one.start : one.stop + 1]):
             chosen.append(one)
@@ -50,7 +55,7 @@ def transitions(thumbs: np.ndarray) -> list[Gradual]:
     for one in sorted((_tightened(one, flat) for one in chosen), key=lambda g: g.start):
         if merged and one.start - merged[-1].stop <= TOGETHER:
             last = merged.pop()
-            one = Gradual(last.start, one.stop, max(last.apart, one.apart))
+            one = Gradual(last.start, one.stop, max(last.worth, one.worth))
         merged.append(one)
     return merged
 
@@ -87,13 +92,19 @@ def _tightened(one: Gradual, flat: np.ndarray) -> Gradual:
     if not len(inside):
         return one
     first, last = one.start + int(inside[0]) - 1, one.start + int(inside[-1]) + 1
-    return Gradual(max(one.start, first), min(one.stop, last), one.apart)
+    return Gradual(max(one.start, first), min(one.stop, last), one.worth)
 
 
-def add(cuts: Sequence[int], thumbs: np.ndarray, *, near: int = 2) -> list[int]:
-    """Add the ends of gradual transitions to cuts; those in or next to one are part of it."""
-    spans = transitions(thumbs)
-    apart = [c for c in cuts if not any(g.start - near <= c <= g.stop + near for g in spans)]
+def add(cuts: Sequence[int], thumbs: np.ndarray, *, worth: float = 0, near: int = 2) -> list[int]:
+    """Add the ends of gradual transitions to cuts; those in or next to one are part of it.
+
+    A transition of less ``worth`` counts only where there is such a cut.
+    """
+    inside = {
+        g: [c for c in cuts if g.start - near <= c <= g.stop + near] for g in transitions(thumbs)
+    }
+    spans = [g for g, found in inside.items() if found or g.worth >= worth]
+    apart = set(cuts).difference(*(inside[g] for g in spans))
     return sorted({*apart, *(g.stop for g in spans)})
 
 
@@ -110,7 +121,7 @@ def without_flashes(cuts: Sequence[int], thumbs: np.ndarray, *, longest: int = 4
 
 
 def _spans(frames: np.ndarray, length: int) -> Iterator[tuple[int, float]]:
-    """Yield starts of spans of this length that are transitions, and how far the ends differ."""
+    """Yield starts of spans of this length that are transitions, and what they are worth."""
     if len(frames) <= length:
         return
     old, new = frames[:-length], frames[length:]
@@ -121,17 +132,19 @@ def _spans(frames: np.ndarray, length: int) -> Iterator[tuple[int, float]]:
     before = np.r_[np.zeros(OUTSIDE), moved][: len(apart)]
     after = np.r_[moved, np.zeros(OUTSIDE)][length:]
     calm = np.maximum(before, after) < RESTLESS * apart
-    likely = np.flatnonzero((apart > LEAST) & (largest < ABRUPT * apart) & calm)
+    likely = np.flatnonzero((apart > LEAST) & (largest < ABRUPT_FADE * apart) & calm)
     if not len(likely):
         return
     likely = likely[_other(old[likely], new[likely])]
     old, new, apart = old[likely], new[likely], apart[likely]
     places = [max(1, round(share * length)) for share in (0.25, 0.5, 0.75)]
     middles = [frames[likely + place] for place in places]
-    models = (_dissolve(old, new, middles), _fade(old, new, middles), _wipe(old, new, middles))
-    unexplained = np.minimum.reduce(models) / apart
-    good = unexplained < UNEXPLAINED
-    yield from zip(likely[good].tolist(), apart[good].tolist(), strict=True)
+    steady = np.minimum(_dissolve(old, new, middles), _wipe(old, new, middles))
+    steady[largest[likely] >= ABRUPT * apart] = np.inf
+    unexplained = np.minimum(steady, _fade(old, new, middles)) / apart / UNEXPLAINED
+    good = unexplained < 1
+    worth = apart * (1 - unexplained**2)
+    yield from zip(likely[good].tolist(), worth[good].tolist(), strict=True)
 
 
 def _other(old: np.ndarray, new: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from .video import SUFFIXES
 
 LISTS = (".txt", ".jsonl", ".parquet")
 CACHE = ".inputs"
-VERSION = 5  # of scores and descriptors; a change makes every run measure anew
+VERSION = 6  # of scores and descriptors; a change makes every run measure anew
 
 
 @dataclass(frozen=True)

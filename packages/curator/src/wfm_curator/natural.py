@@ -72,11 +72,14 @@ def _smooth(picture: np.ndarray) -> np.ndarray:
 def _fit(values: np.ndarray) -> tuple[float, float, float, float]:
     """Fit an asymmetric generalised Gaussian by its moments: shape, mean, both variances."""
     values = values.ravel()
-    below, above = values[values < 0], values[values > 0]
-    left = float(np.sqrt((below * below).mean())) if len(below) else 1e-6
-    right = float(np.sqrt((above * above).mean())) if len(above) else 1e-6
+    below = np.minimum(values, 0)
+    energy, energy_below = float(values @ values), float(below @ below)
+    fewer, more = int((values < 0).sum()), int((values > 0).sum())
+    left = (energy_below / fewer) ** 0.5 if fewer else 1e-6
+    right = (max(energy - energy_below, 0) / more) ** 0.5 if more else 1e-6
     ratio = left / max(right, 1e-6)
-    flat = float(np.abs(values).mean()) ** 2 / max(float((values * values).mean()), 1e-12)
+    total = float(values.sum()) - 2 * float(below.sum())
+    flat = total**2 / values.size / max(energy, 1e-12)
     wanted = flat * (ratio**3 + 1) * (ratio + 1) / (ratio**2 + 1) ** 2
     shapes, ratios, scales, means = _table()
     place = int(np.abs(ratios - wanted).argmin())

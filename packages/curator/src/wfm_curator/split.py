@@ -35,17 +35,16 @@ def shots(scan: Scan, config: SplitConfig) -> list[int]:
             return list(range(0, len(scan), length))
         case "content":
             found = content_cuts(scan.change, scan.recoloured, config)
-            return [0, *_with_gradual(gradual.without_flashes(found, scan.thumbs), scan, config)]
+            found = gradual.without_flashes(found, scan.thumbs)
+            return [0, *(gradual.add(found, scan.thumbs) if config.gradual else found)]
         case "transnet":
-            return [0, *_with_gradual(list(scan.watched), scan, config)]
+            found = list(scan.watched)
+            worth = gradual.DOUBTFUL
+            return [0, *(gradual.add(found, scan.thumbs, worth=worth) if config.gradual else found)]
         case "scenedetect":
             return [0, *(c for c in scan.watched if c < len(scan))]
         case _:
             return shots(scan, config.resolved())
-
-
-def _with_gradual(cuts: list[int], scan: Scan, config: SplitConfig) -> list[int]:
-    return gradual.add(cuts, scan.thumbs) if config.gradual else cuts
 
 
 def watcher(config: SplitConfig) -> Watcher | None:

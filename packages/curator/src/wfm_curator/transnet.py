@@ -18,13 +18,40 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, normalize, pad, relu
+from torch.nn.functional import avg_pool2d, normalize, relu
 
-WINDOW, MARGIN, AHEAD = 100, 25, 4
+CHUNK, MARGIN, AHEAD = 64, 25, 4
 DILATIONS = (1, 2, 4, 8)
+REACH = max(DILATIONS)
 NORM, EPSILON = ("weight", "bias", "running_mean", "running_var"), 1e-3
 BAND = 101  # frames that a frame is compared with
 SHA256 = "a313d0b3"  # first digits, of the weights that this file was checked with
+
+
+class Stream:
+    """What the layers still need of the frames before, so that a film can come in parts.
+
+    ``last`` is set with the part that ends it.
+    """
+
+    def __init__(self) -> None:
+        self.last, self._kept = False, dict[object, Tensor]()
+
+    def around(self, layer: object, x: Float[Tensor, "t ..."], reach: int) -> Tensor:
+        """Return x with ``reach`` frames on each side: those kept, zeros beyond both ends.
+
+        The first part is ``reach`` frames short at its end, and what follows runs late by them.
+        """
+        edge = x.new_zeros(reach, *x.shape[1:])
+        x = torch.cat([self._kept.get(layer, edge), x, *([edge] if self.last else [])])
+        self._kept[layer] = x[max(0, len(x) - 2 * reach) :]
+        return x
+
+    def late(self, layer: object, x: Float[Tensor, "t ..."], count: int) -> Tensor:
+        """Return the next ``count`` of all frames so far, and keep the others."""
+        x = torch.cat([self._kept[layer], x]) if layer in self._kept else x
+        self._kept[layer] = x[count:]
+        return x[:count]
 
 
 class Dilated(nn.Module):
@@ -39,17 +66,18 @@ class Dilated(nn.Module):
         self.space, self.time = nn.ModuleList(), nn.ModuleList()
         for d in DILATIONS:
             self.space.append(nn.Conv2d(channels, 2 * width, 3, padding=1, bias=False))
-            time = nn.Conv2d(2 * width, width, (3, 1), dilation=(d, 1), padding=(d, 0))
-            self.time.append(time)
+            self.time.append(nn.Conv2d(2 * width, width, (3, 1), dilation=(d, 1)))
         self.active = active
 
-    def forward(self, x: Float[Tensor, "t c h w"]) -> Float[Tensor, "t d h w"]:
+    def forward(self, x: Float[Tensor, "t c h w"], stream: Stream) -> Float[Tensor, "u d h w"]:
         _, _, h, w = x.shape
         branches = []
-        for space, time in zip(self.space, self.time, strict=True):
-            branches.append(time(rearrange(space(x), "t c h w -> 1 c t (h w)")))
+        for d, space, time in zip(DILATIONS, self.space, self.time, strict=True):
+            seen = stream.around(space, rearrange(space(x), "t c h w -> t (h w) c"), REACH)
+            seen = seen[REACH - d : len(seen) - REACH + d]
+            branches.append(time(rearrange(seen, "t n c -> 1 c t n")))
         x = rearrange(torch.cat(branches, 1), "1 d t (h w) -> t d h w", h=h, w=w)
-        return relu(x) if self.active else x
+        return x.relu_() if self.active else x
 
 
 class Block(nn.Module):
@@ -58,17 +86,17 @@ class Block(nn.Module):
         self.first = Dilated(channels, width, active=True)
         self.second = Dilated(4 * width, width, active=False)
 
-    def forward(self, x: Float[Tensor, "t c h w"]) -> Float[Tensor, "t d h2 w2"]:
-        shortcut = self.first(x)
-        return avg_pool2d(relu(self.second(shortcut)) + shortcut, 2)
+    def forward(self, x: Float[Tensor, "t c h w"], stream: Stream) -> Float[Tensor, "u d h2 w2"]:
+        shortcut = self.first(x, stream)
+        x = self.second(shortcut, stream).relu_()
+        return avg_pool2d(x.add_(stream.late(self, shortcut, len(x))), 2)
 
 
-def banded(x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t n"]:
-    """Similarity of each frame to the 101 around it; 0 outside."""
-    similar = pad(x @ x.mT, (BAND // 2, BAND // 2))
-    t = x.shape[1]
-    columns = torch.arange(t)[:, None] + torch.arange(BAND)
-    return similar.gather(2, columns.expand(len(x), t, BAND))
+def banded(x: Float[Tensor, "t d"]) -> Float[Tensor, "u n"]:
+    """Similarity of each frame to the 101 around it; the first and last 50 serve others only."""
+    similar = x[BAND // 2 : len(x) - BAND // 2] @ x.mT
+    columns = torch.arange(len(similar))[:, None] + torch.arange(BAND)
+    return similar.gather(1, columns)
 
 
 class FrameSimilarity(nn.Module):
@@ -76,8 +104,9 @@ class FrameSimilarity(nn.Module):
         super().__init__()
         self.projection, self.fc = nn.Linear(448, 128), nn.Linear(BAND, 128)
 
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
-        return relu(self.fc(banded(normalize(self.projection(x), dim=2))))
+    def forward(self, x: Float[Tensor, "t d"], stream: Stream) -> Float[Tensor, "u e"]:
+        around = stream.around(self, normalize(self.projection(x), dim=1), BAND // 2)
+        return relu(self.fc(banded(around)))
 
 
 class ColorHistograms(nn.Module):
@@ -85,11 +114,11 @@ class ColorHistograms(nn.Module):
         super().__init__()
         self.fc = nn.Linear(BAND, 128)
 
-    def forward(self, frames: UInt8[Tensor, "b t h w 3"]) -> Float[Tensor, "b t e"]:
-        r, g, b = (rearrange(frames, "b t h w c -> c b t (h w)").long() >> 5).unbind(0)
+    def forward(self, frames: UInt8[Tensor, "t h w 3"], stream: Stream) -> Float[Tensor, "u e"]:
+        r, g, b = (rearrange(frames, "t h w c -> c t (h w)").long() >> 5).unbind(0)
         bins = (r << 6) + (g << 3) + b
-        counts = torch.zeros(*bins.shape[:2], 512).scatter_add_(2, bins, torch.ones(bins.shape))
-        return relu(self.fc(banded(normalize(counts, dim=2))))
+        counts = torch.zeros(len(bins), 512).scatter_add_(1, bins, torch.ones(bins.shape))
+        return relu(self.fc(banded(stream.around(self, normalize(counts, dim=1), BAND // 2))))
 
 
 class TransNetV2(nn.Module):
@@ -100,18 +129,24 @@ class TransNetV2(nn.Module):
         self.fc1 = nn.Linear(4864, 1024)
         self.cls_layer1, self.cls_layer2 = nn.Linear(1024, 1), nn.Linear(1024, 1)
 
-    def forward(self, frames: UInt8[Tensor, "t 27 48 3"]) -> Float[Tensor, " t"]:
-        """Return the probability, for each frame of a window, that it is part of a transition."""
+    def forward(self, frames: UInt8[Tensor, "t 27 48 3"], stream: Stream) -> Float[Tensor, " u"]:
+        """Return the probability that a frame is part of a transition.
+
+        Late by 98 frames, for which the last part makes up; the first must have 49.
+        """
         x = rearrange(frames, "t h w c -> t c h w").float() / 255
         x = x.contiguous(memory_format=torch.channels_last)
         levels = []
         for block in self.blocks:
-            x = block(x)
+            x = block(x, stream)
             levels.append(x.mean((2, 3)))
-        similar = self.frame_sim_layer(torch.cat(levels, dim=1)[None])
-        seen = rearrange(x, "t c h w -> 1 t (h w c)")
-        features = torch.cat([self.color_hist_layer(frames[None]), similar, seen], dim=2)
-        return self.cls_layer1(relu(self.fc1(features))).sigmoid()[0, :, 0]
+        levels = [stream.late(number, level, len(x)) for number, level in enumerate(levels)]
+        similar = self.frame_sim_layer(torch.cat(levels, dim=1), stream)
+        colours = self.color_hist_layer(frames, stream)
+        u = len(similar)
+        seen = stream.late(self.fc1, rearrange(x, "t c h w -> t (h w c)"), u)
+        features = torch.cat([stream.late(self, colours, u), similar, seen], dim=1)
+        return self.cls_layer1(relu(self.fc1(features))).sigmoid()[:, 0]
 
 
 def converted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -155,45 +190,53 @@ def load() -> TransNetV2:
 
 
 class ShotWatcher:
-    """Looks at the frames of a scan in rolling windows, beside the decoder.
+    """Looks at the frames of a scan in parts, beside the decoder.
 
-    The network works in a thread of its own, at most ``AHEAD`` windows behind.
+    The film is one long window to the network, begun and ended by copies of its first and last
+    frame, as the windows of 100 frames are that it was trained on. It works in a thread of its
+    own, at most ``AHEAD`` parts behind.
     """
 
     def __init__(self, threshold: float) -> None:
         self.net, self.threshold, self.count = load(), threshold, 0
-        self.window: list[np.ndarray] = []
+        self.stream = Stream()
+        self.part: list[np.ndarray] = []
         self.thread = ThreadPoolExecutor(1)
-        self.parts: list[Future[np.ndarray]] = []
+        self.found_so_far: list[Future[np.ndarray]] = []
 
     def add(self, picture: np.ndarray, seconds: float) -> None:
         """Show the next frame."""
         small = cv2.resize(picture, (48, 27), interpolation=cv2.INTER_AREA)
-        for _ in range(1 if self.count else 1 + MARGIN):
-            self._push(small)
+        self._push(small, 1 if self.count else 1 + MARGIN)
         self.count += 1
 
-    def _push(self, small: np.ndarray) -> None:
-        self.window.append(small)
-        if len(self.window) == WINDOW:
-            self.parts.append(self.thread.submit(self._middle, np.stack(self.window)))
-            del self.window[: WINDOW // 2]
-            if len(self.parts) > AHEAD:
-                self.parts[-AHEAD - 1].result()
+    def _push(self, small: np.ndarray, times: int) -> None:
+        for _ in range(times):
+            if len(self.part) == CHUNK:
+                self._look(last=False)
+            self.part.append(small)
 
-    def _middle(self, window: np.ndarray) -> np.ndarray:
+    def _look(self, *, last: bool) -> None:
+        self.found_so_far.append(self.thread.submit(self._judge, np.stack(self.part), last))
+        self.part.clear()
+        if len(self.found_so_far) > AHEAD:
+            self.found_so_far[-AHEAD - 1].result()
+
+    def _judge(self, part: np.ndarray, last: bool) -> np.ndarray:
+        self.stream.last = last
         with torch.inference_mode():
-            return self.net(torch.from_numpy(window))[MARGIN : WINDOW - MARGIN].numpy()
+            return self.net(torch.from_numpy(part), self.stream).numpy()
 
     def probabilities(self) -> np.ndarray:
         """Return the probability of each frame that was shown; ends the watching."""
         try:
-            while self.window and len(self.parts) * WINDOW // 2 < self.count:
-                self._push(self.window[-1])
-            parts = [part.result() for part in self.parts]
+            if self.count:
+                self._push(self.part[-1], MARGIN)
+                self._look(last=True)
+            found = [part.result() for part in self.found_so_far]
         finally:
             self.thread.shutdown(cancel_futures=True)
-        return np.concatenate(parts)[: self.count] if parts else np.zeros(0, np.float32)
+        return np.concatenate(found)[MARGIN:-MARGIN] if found else np.zeros(0, np.float32)
 
     def found(self) -> list[int]:
         """Return the first frame after each run of transition frames."""

@@ -56,7 +56,8 @@ class FaceBlur:
             boxes = self.detector.detect(frame)
             if boxes.ndim != 2 or boxes.shape[1] != 5 or not np.isfinite(boxes).all():
                 raise ValueError(f"detector {self.detector.name} gave no finite boxes, n x 5")
-            self.tracker.push(index, boxes[:, :4].astype(np.float64))
+            sure = boxes[:, 4] >= getattr(self.detector, "sure", 0)
+            self.tracker.push(index, boxes[:, :4].astype(np.float64), sure)
 
     def _settle(self) -> UInt8[np.ndarray, "3 h w"]:
         frame = self._waiting.popleft().copy()

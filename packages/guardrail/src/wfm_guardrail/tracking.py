@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from .faces import overlap
 
@@ -13,10 +13,12 @@ JOIN = 0.25  # overlap from which on two boxes are the same face
 @dataclass
 class _Track:
     scene: int
+    sure: bool = False
     frames: list[int] = field(default_factory=list)
     boxes: list[Float[np.ndarray, "4"]] = field(default_factory=list)
 
-    def add(self, frame: int, box: Float[np.ndarray, "4"]) -> None:
+    def add(self, frame: int, box: Float[np.ndarray, "4"], sure: bool) -> None:
+        self.sure |= sure
         self.frames.append(frame)
         self.boxes.append(box)
 
@@ -50,8 +52,13 @@ class Tracker:
         """Begin a new scene with this frame: no track reaches across."""
         self._scene_starts.append(frame)
 
-    def push(self, frame: int, boxes: Float[np.ndarray, "n 4"]) -> None:
-        """Take the boxes of one frame, and join each to the track that it overlaps most."""
+    def push(
+        self, frame: int, boxes: Float[np.ndarray, "n 4"], sure: Bool[np.ndarray, " n"]
+    ) -> None:
+        """Take the boxes of one frame, and join each to the track that it overlaps most.
+
+        A track counts, its earlier boxes too, once one of its boxes is sure.
+        """
         scene = len(self._scene_starts) - 1
         live = [t for t in self._tracks if t.scene == scene and frame - t.frames[-1] <= self.gap]
         pairs = [
@@ -68,7 +75,7 @@ class Tracker:
             track = live[joined[j]] if j in joined else _Track(scene)
             if j not in joined:
                 self._tracks.append(track)
-            track.add(frame, box)
+            track.add(frame, box, bool(sure[j]))
 
     def boxes(self, frame: int) -> list[Float[np.ndarray, "4"]]:
         """Return the boxes at a frame, and forget tracks that ended long before it."""
@@ -76,5 +83,5 @@ class Tracker:
         for track in self._tracks:
             track.forget(frame)
         scene = sum(start <= frame for start in self._scene_starts) - 1
-        found = (t.at(frame, self.hold) for t in self._tracks if t.scene == scene)
+        found = (t.at(frame, self.hold) for t in self._tracks if t.sure and t.scene == scene)
         return [box for box in found if box is not None]
