@@ -30,6 +30,7 @@ PHOTOS: dict[tuple[str, str], Centres] = {
 CROWD = ("insightface", "data/images/t1.jpg")  # six faces of about 105 pixels
 NOSES = [(90, 64), (84, 63), (91, 65), (79, 69), (76, 70), (77, 71)]  # of the man, by eye
 NOSES += [(78, 62), (74, 56), (66, 67), (67, 67), (69, 68), (74, 62)]
+BOX = ("left", "top", "width", "height")
 MASKS = ("mask_black.jpg", "mask_blue.jpg", "mask_green.jpg", "mask_white.jpg")  # nobody behind
 STILLS = ("chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "coins.png")
 STILLS += ("hubble_deep_field.jpg", "ihc.png", "brick.png", "page.png", "moon.png")
@@ -75,8 +76,10 @@ def labelled(faces: Path) -> Iterator[tuple[np.ndarray, Centres]]:
     """Yield dlib's nine pictures of 43 people (from PASCAL VOC), and where their faces are."""
     for name in ("training.xml", "testing.xml"):
         for image in ET.parse(faces / name).iter("image"):
-            sides = [(b.get("left"), b.get("top"), b.get("width"), b.get("height")) for b in image]
-            centres = [(b["left"] + b["width"] // 2, b["top"] + b["height"] // 2) for b in boxes]
+            centres = [
+                (int(x) + int(w) // 2, int(y) + int(h) // 2)
+                for x, y, w, h in (map(b.attrib.get, BOX) for b in image)
+            ]
             yield picture(faces / image.attrib["file"]), centres
 
 
