@@ -31,7 +31,7 @@ PHYSICS = (
     "gyroscope",
 )  # fmt: skip
 ARM, SCENES = (("arm-push", 3500, 64),), (
-    *((name, 180, 6) for name in PHYSICS), ("room", 300, 8), ("street", 20, 2),
+    *((name, 380, 24) for name in PHYSICS), ("room", 600, 16), ("street", 40, 4),
 )  # fmt: skip
 # Where the processor multiplies bfloat16 itself, training is up to twice as fast.
 PRECISION = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
@@ -155,15 +155,15 @@ def worlds(runs: Path) -> Iterator[Stage]:
     held_out = f"{CLIPS}{runs}/clips/heldout/sim/arm"
     quick = {"optimizer": "muon", "precision": PRECISION}
     diffusion = {
-        "clips": sim, "frames": 17, "stride": 4, "steps": 12000, "batch": 32,
+        "clips": sim, "frames": 17, "stride": 4, "steps": 20000, "batch": 32,
         **quick, "rate": 1.5e-3,
         # So little training leaves noise that many steps bring out and few do not.
-        "sampling_steps": 5, "sampler": "euler",
+        "sampling_steps": 4, "sampler": "euler",
     }  # fmt: skip
     # Few clips are soon known by heart: with 1,900 the held-out loss rose again after 1,500 steps.
     ar = {
         "clips": sim, "text_encoder": "pico", "frames": 17, "stride": 1, "fps": 15,
-        "steps": 4000, "batch": 32, **quick, "lr": 1e-3, "weight_decay": 0.1, "token_noise": 0.15,
+        "steps": 4500, "batch": 32, **quick, "lr": 1e-3, "weight_decay": 0.1, "token_noise": 0.15,
         "eval_every": 250,
     }  # fmt: skip
     decoder = {

@@ -9,7 +9,9 @@ way of VideoLDM (arXiv 2304.08818). It has the same weights, to the last one, an
 attention and MLPs.
 
 The held-out error is that of `wfm-diffusion train`: five noise levels, from text and after one
-given frame, the same noise for all. A run that was cut off resumes.
+given frame, the same noise for all. A run that was cut off resumes. Every network is left in a
+folder `NAME/model`. How well what they imagine holds together as a place is said by
+`tools/evaluate_capacity.py` of the repository; run this once more to have that in the picture.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wfm_diffusion.attention import attention
+from wfm_diffusion.checkpoint import save_network
 from wfm_diffusion.config import PRESETS, DiffusionConfig, TrainConfig
 from wfm_diffusion.latents import Latents
 from wfm_diffusion.layers import Attention, Context
@@ -35,6 +38,7 @@ from wfm_diffusion.training import Run
 SIZES = {"small": (64, 4, 2), "middle": (128, 6, 4), "large": (192, 8, 6)}
 """Width, blocks and heads."""
 NAMES = (*SIZES, "factorised")
+MEASURES = ("Sampson error, pixels of 64", "steps whose camera motion can be recovered")
 
 
 class Factorised(Attention):
@@ -112,6 +116,7 @@ def train(name: str, data: Latents, args: argparse.Namespace) -> None:
         "seconds": spent,
         "errors": {line["step"]: line for line in lines if "validation/mean" in line},
     }
+    save_network(run.averaged(), out / "model", card=f"`{name}` of benchmarks/capacity.py\n")
     (out / "found.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
@@ -135,14 +140,15 @@ def table(results: Mapping[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def draw(results: Mapping[str, dict], path: str) -> None:
-    """Draw the held-out error against training steps and against processor time."""
+def draw(results: Mapping[str, dict], place: Mapping[str, dict], path: str) -> None:
+    """Draw the held-out error against training steps and time, and Sampson error and poses."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    figure, axes = plt.subplots(1, 4 if place else 2, figsize=(16 if place else 10, 4))
+    left, right = axes[:2]
     for name, found in results.items():
         steps = [int(step) for step in found["errors"]]
         errors = [line["validation/mean"] for line in found["errors"].values()]
@@ -153,7 +159,14 @@ def draw(results: Mapping[str, dict], path: str) -> None:
         right.plot(minutes, errors, style, marker="o")
     left.set(xlabel="steps", ylabel="held-out error")
     right.set(xlabel="minutes of one core")
+    right.sharey(left)
     left.legend()
+    for axis, key, label in zip(axes[2:], ("tse", "recovered"), MEASURES, strict=False):
+        for x, (name, found) in enumerate(place.items()):
+            mean, low, high = (found[key][k] for k in ("mean", "low", "high"))
+            axis.errorbar(x, mean, [[mean - low], [high - mean]], fmt="o", capsize=4)
+            axis.text(x + 0.1, mean, name, fontsize=8, rotation=90, va="center")
+        axis.set(ylabel=label, xticks=[], xlim=(-0.5, len(place) - 0.2))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -182,7 +195,8 @@ def main() -> None:
         results[name] = json.loads(known.read_text())
     sys.stdout.write(table(results) + "\n")
     if args.plot:
-        draw(results, args.plot)
+        place = args.out / "place.json"
+        draw(results, json.loads(place.read_text()) if place.is_file() else {}, args.plot)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ colour, direction and count. Then the model imagines a clip for every caption of
 probe says what it sees. For the kind of scene that is compared with the caption on 50 captions, as
 many of each kind as can be; for a detail, with the caption's and with those of all other captions
 of that scene that ask for another: without control the two agree equally often. Intervals are
-95 %, from resampling the clips. What the probe finds on real clips of HELD_OUT is the most that can
-be.
+95 %, from resampling the captions. What the probe finds on real clips of HELD_OUT is the most that
+can be.
 """
 
 import argparse
@@ -242,9 +242,9 @@ def control(
 
 
 def rows(
-    probe: Probe, labels: Labels, real: tuple, imagined: tuple, prompts: int
+    probe: Probe, labels: Labels, real: tuple, imagined: tuple, prompts: int, seeds: int
 ) -> Iterator[tuple[str, ...]]:
-    """Yield the lines of the table."""
+    """Yield the lines of the table; all captions were imagined in a row, ``seeds`` times."""
     (real_seen, real_facts), (seen, found) = real, imagined
     guesses = read(probe, seen, found, labels)
     real_guesses = read(probe, real_seen, real_facts, labels)
@@ -270,12 +270,15 @@ def rows(
         for scene in labels.values["scene"]:
             lead = control(name, guesses[name], found, labels, scene)
             best = control(name, real_guesses[name], real_facts, labels, scene)
-            if len(lead) >= FEWEST:
+            if len(lead) >= FEWEST * seeds:
+                lead = lead.reshape(seeds, -1).mean(0)
                 whole.append((lead, best))
-                yield f"{name}, {scene}", str(len(lead)), share(lead), f"{best.mean():+.0%}"
+                count = f"{len(lead)} x {seeds}"
+                yield f"{name}, {scene}", count, share(lead), f"{best.mean():+.0%}"
         if whole:
             lead, best = (torch.cat(x) for x in zip(*whole, strict=True))
-            yield f"{name}, all scenes", str(len(lead)), share(lead), f"{best.mean():+.0%}"
+            count = f"{len(lead)} x {seeds}"
+            yield f"{name}, all scenes", count, share(lead), f"{best.mean():+.0%}"
 
 
 def share(hits: Tensor) -> str:
@@ -319,7 +322,7 @@ def main() -> None:
             "| what | clips | match, or lead over others' captions (95 %) | real clips |\n"
         )
         sys.stdout.write("| --- | --- | --- | --- |\n")
-        for row in rows(probe, labels, real, imagined, PROMPTS):
+        for row in rows(probe, labels, real, imagined, PROMPTS, args.seeds):
             sys.stdout.write(f"| {' | '.join(row)} |\n")
         sys.stdout.flush()
 
