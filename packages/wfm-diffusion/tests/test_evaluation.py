@@ -61,15 +61,25 @@ def test_the_baseline_is_the_last_frame_through_the_codec(clips):
 
 
 def test_groups_are_by_kind_and_by_what_happens():
-    ours, still = torch.full((3, 2), 26.0), torch.tensor([[20.0], [30.0], [20.0]]).expand(3, 2)
-    facts = Scores(("a", "a", "b"), ours, still).facts()
+    ours, still = torch.full((3, 2), 26.0), torch.tensor([[20.0, 20], [30, 24], [26, 20]])
+    scores = Scores(("a", "a", "b"), ours, still)
+    facts = scores.facts()
     assert {name: x["clips"] for name, x in facts.items()} == {
         "a": 2,
         "b": 1,
         "baseline below 25 dB": 2,
         "baseline 25 dB or more": 1,
+        "frames below 25 dB": 3,
+        "frames of 25 dB or more": 2,
     }
-    assert facts["baseline below 25 dB"]["lead_overall"]["mean"] == pytest.approx(6.0)
+    assert facts["baseline below 25 dB"]["lead_overall"]["mean"] == pytest.approx(4.5)
+    frames = facts["frames below 25 dB"]
+    assert frames["baseline"] == pytest.approx([20.0, 64 / 3])
+    assert frames["lead_overall"]["mean"] == pytest.approx((6 + 2 + 6) / 3)
+    easy = facts["frames of 25 dB or more"]
+    assert easy["lead"][0]["mean"] == pytest.approx(-2.0)
+    assert easy["lead"][1] is None
+    assert "| frames of 25 dB or more | 2 | 26.00 | 28.00 |" in scores.table()
 
 
 def test_the_command_prints_a_table_and_writes_all_of_it(tmp_path, clips, capsys):

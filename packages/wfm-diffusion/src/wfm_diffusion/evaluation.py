@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .interfaces import ClipDataset, LabelledClip
@@ -18,7 +18,7 @@ from .video import to_model
 from .world import WorldModel
 
 HARD = 25.0
-"""Clips whose baseline scores less (dB) are those in which something happens."""
+"""Clips, or frames, whose baseline scores less (dB) are those in which something happens."""
 SLACK = 0.5
 """How much (dB) a model may be behind the baseline where nothing does."""
 RESAMPLES = 1000
@@ -45,29 +45,41 @@ class Scores:
     ours: Float[Tensor, "n f"]
     still: Float[Tensor, "n f"]
 
-    def groups(self) -> dict[str, Tensor]:
-        """Return which clips are of each kind, and which are hard or easy for the baseline."""
-        kinds = sorted(set(self.kinds))
-        found = {kind: torch.tensor([k == kind for k in self.kinds]) for kind in kinds}
+    def groups(self) -> dict[str, Bool[Tensor, "n f"]]:
+        """Return which frames are of each kind of clip, and of clips that are hard or easy.
+
+        Hard or easy for the baseline, on average over a clip, and then frame by frame.
+        """
+        frames = self.still.shape[1]
+        kinds = torch.tensor([sorted(set(self.kinds)).index(kind) for kind in self.kinds])
+        clips = {name: kinds == i for i, name in enumerate(sorted(set(self.kinds)))}
         hard = self.still.mean(1) < HARD
-        found[f"baseline below {HARD:g} dB"] = hard
-        found[f"baseline {HARD:g} dB or more"] = ~hard
+        clips |= {f"baseline below {HARD:g} dB": hard, f"baseline {HARD:g} dB or more": ~hard}
+        found = {name: chosen[:, None].expand(-1, frames) for name, chosen in clips.items()}
+        hard = self.still < HARD
+        found |= {f"frames below {HARD:g} dB": hard, f"frames of {HARD:g} dB or more": ~hard}
         return {name: chosen for name, chosen in found.items() if chosen.any()}
 
     def facts(self) -> dict[str, dict[str, object]]:
         """Return for each group the means, and the lead with its interval at each horizon."""
         found: dict[str, dict[str, object]] = {}
         for name, chosen in self.groups().items():
-            ours, still = self.ours[chosen], self.still[chosen]
-            lead = ours - still
+            leads = self._leads(chosen)
             found[name] = {
-                "clips": int(chosen.sum()),
-                "model": ours.mean(0).tolist(),
-                "baseline": still.mean(0).tolist(),
-                "lead": [vars(resampled(x)) for x in lead.T],
-                "lead_overall": vars(resampled(lead.mean(1))),
+                "clips": int(chosen.any(1).sum()),
+                "model": means(self.ours, chosen),
+                "baseline": means(self.still, chosen),
+                "lead": [vars(resampled(lead)) if len(lead) else None for lead in leads[1:]],
+                "lead_overall": vars(resampled(leads[0])),
             }
         return found
+
+    def _leads(self, chosen: Bool[Tensor, "n f"]) -> list[Float[Tensor, " m"]]:
+        """Return the leads of the clips of a group, on average and then at each horizon."""
+        lead = self.ours - self.still
+        some = chosen.any(1)
+        mean = (lead * chosen).sum(1)[some] / chosen.sum(1)[some]
+        return [mean, *(x[c] for x, c in zip(lead.T, chosen.T, strict=True))]
 
     def table(self) -> str:
         """Return the groups as Markdown: overall, and at the first, middle and last horizon."""
@@ -77,12 +89,12 @@ class Scores:
         heads += [f"lead, frame {i + 1}" for i in shown] + ["frames ahead"]
         lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
         for name, chosen in self.groups().items():
-            ours, still = self.ours[chosen], self.still[chosen]
-            lead = ours - still
-            cells = [name, str(int(chosen.sum())), f"{ours.mean():.2f}", f"{still.mean():.2f}"]
-            cells += [str(resampled(lead.mean(1))), *(str(resampled(lead[:, i])) for i in shown)]
-            cells += [f"{int((lead.mean(0) > 0).sum())} of {last + 1}"]
-            lines.append(f"| {' | '.join(cells)} |")
+            leads = self._leads(chosen)
+            both = (f"{x[chosen].mean():.2f}" for x in (self.ours, self.still))
+            cells = [name, str(int(chosen.any(1).sum())), *both, str(resampled(leads[0]))]
+            cells += [str(resampled(leads[1 + i])) if len(leads[1 + i]) else "" for i in shown]
+            ahead = sum(len(lead) > 0 and float(lead.mean()) > 0 for lead in leads[1:])
+            lines.append(f"| {' | '.join([*cells, f'{ahead} of {last + 1}'])} |")
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -154,6 +166,12 @@ def psnr(
     """Return each frame's peak signal-to-noise ratio in dB; values are in [-1, 1]."""
     error = (video - real).square().mean(dim=(1, 3, 4))
     return 10 * torch.log10(4 / error.clamp(min=1e-10))
+
+
+def means(scores: Float[Tensor, "n f"], chosen: Bool[Tensor, "n f"]) -> list[float | None]:
+    """Return the mean at each horizon over the frames that are chosen; None if there are none."""
+    pairs = zip(scores.T, chosen.T, strict=True)
+    return [float(x[some].mean()) if some.any() else None for x, some in pairs]
 
 
 def resampled(values: Float[Tensor, " n"]) -> Interval:
