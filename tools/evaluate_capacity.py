@@ -13,7 +13,7 @@ from resampling the clips. Also written to CAPACITY/place.json.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from wfm_posttrain.interfaces import LabelledClip
 from wfm_tokenizer.video import to_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "packages/wfm-diffusion/benchmarks"))
-import capacity
+import capacity  # ty: ignore[import-not-found]
 
 PAST, FUTURE, CLOSE, AT_ONCE = 9, 8, 10.0, 8
 Imagine = Callable[[Tensor, list[str]], Tensor]
@@ -67,7 +67,7 @@ def score(new: Tensor, real: Tensor, clip: LabelledClip) -> dict[str, float]:
 
 @torch.no_grad()
 def evaluate(
-    folder: Path, clips: list[LabelledClip]
+    folder: Path, clips: Sequence[LabelledClip]
 ) -> Iterator[tuple[str, list[dict[str, float]]]]:
     """Yield the scores of every clip: of the real ones, after the codec, and of each network."""
     video = torch.cat([to_model(clip.read(0, PAST + FUTURE)) for clip in clips])
