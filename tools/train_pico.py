@@ -154,11 +154,16 @@ def worlds(runs: Path) -> Iterator[Stage]:
     sim, arm = f"{CLIPS}{runs}/clips/train/sim", f"{CLIPS}{runs}/clips/train/sim/arm"
     held_out = f"{CLIPS}{runs}/clips/heldout/sim/arm"
     quick = {"optimizer": "muon", "precision": PRECISION}
-    diffusion = {
+    # Most of the second half is spent on given frames: video2world, as it will be used.
+    first = {
         "clips": sim, "frames": 17, "stride": 4, "steps": 20000, "batch": 32,
-        **quick, "rate": 1.5e-3,
+        **quick, "rate": 1.5e-3, "cache": f"{runs}/latents.safetensors",
         # So little training leaves noise that many steps bring out and few do not.
-        "sampling_steps": 4, "sampler": "euler",
+        "sampling_steps": 5, "sampler": "euler", "temperature": 0.6,
+    }  # fmt: skip
+    diffusion = first | {
+        "init": f"{runs}/diffusion-first/model", "steps": 18000, "rate": 1e-3,
+        "given_weights": [0.3, 0.05, 0.05, 0.6], "given_log_sigma": [-5.0, 1.5],
     }  # fmt: skip
     # Few clips are soon known by heart: with 1,900 the held-out loss rose again after 1,500 steps.
     ar = {
@@ -171,18 +176,19 @@ def worlds(runs: Path) -> Iterator[Stage]:
         "token_codec": "pico-dv8x16x16", "frames": 17, "stride": 4, "steps": 12000, "batch": 32,
         **quick, "rate": 1e-3, "sampling_steps": 5,
     }  # fmt: skip
+    yield training(runs, "diffusion-first", "wfm-diffusion", first, ["tokenizer-cv", "text"])
     after = ["tokenizer-cv", "tokenizer-dv", "text"]
     ships = ("wfm-diffusion", "pico-decoder")
     yield training(runs, "decoder", "wfm-diffusion", decoder, after, ships)
-    few, sure = {"steps": 4, "sampler": "euler"}, {"temperature": 0.0}
-    for kind, settings, past, fit, base, codec, more in (
-        ("diffusion", diffusion, 2, {"steps": 24000, "lr": 1e-3, "ema": 0.999},
+    few, sure = {"steps": 4, "sampler": "euler", "temperature": 0.7}, {"temperature": 0.0}
+    for kind, before, settings, past, fit, base, codec, more in (
+        ("diffusion", "diffusion-first", diffusion, 2, {"steps": 44000, "lr": 1e-3, "ema": 0.999},
          "wfm_diffusion:load=builtin:pico", "cv4x8x8", {"options": few}),
-        ("ar", ar, 3, {"steps": 4000, "lr": 7e-4, "weight_decay": 0.1},
+        ("ar", "tokenizer-dv", ar, 3, {"steps": 4000, "lr": 7e-4, "weight_decay": 0.1},
          "wfm_ar:load=builtin:pico-ar", "dv8x16x16", {"past_noise": 0.15, "options": sure}),
     ):  # fmt: skip
         model = base.partition(":")[2].partition(":")[2]
-        after = [f"tokenizer-{codec[:2]}", "text"]
+        after = [before, "text"]
         yield training(runs, kind, f"wfm-{kind}", settings, after, (f"wfm-{kind}", model))
         config = {
             "clips": arm,
@@ -201,13 +207,13 @@ def training(
     program: str,
     config: Mapping[str, object],
     after: Sequence[str],
-    ships: tuple[str, str],
+    *ships: tuple[str, str],
 ) -> Stage:
     """Return the stage of a ``train --config`` command; a run that was cut off goes on."""
     command = [program, "train", "--config", f"{runs}/{name}.yaml", "-o", f"{runs}/{name}"]
     if (runs / name).exists() and program != "wfm-ar":  # which resumes by itself
         command.append("--resume")
-    return Stage(name, command, after, runs / name / "model", [ships], config)
+    return Stage(name, command, after, runs / name / "model", ships, config)
 
 
 def prepare(todo: Sequence[Stage], runs: Path) -> None:

@@ -24,7 +24,9 @@ from wfm_posttrain.lora import LoraConfig
 from wfm_posttrain.objectives import draw_sigma, next_frame_loss
 
 WORLD = "fakes:NextFrameWorld"
-DIFFUSION = DiffusionBackend(base="fakes:load_denoiser=new", world=WORLD, codec="fakes:PatchCodec")
+DIFFUSION = DiffusionBackend(
+    base="fakes:load_denoiser=new", world=WORLD, codec="fakes:PatchCodec", options={}
+)
 AR = ArBackend(base="fakes:load_token_model=new", world=WORLD, codec="fakes:TokenCodec", options={})
 
 
@@ -191,6 +193,20 @@ def test_training_lowers_the_loss_and_makes_actions_matter(recordings, tmp_path)
     assert {"psnr", "gap", "psnr_repeat"} <= json.loads(
         (run / "evaluation.json").read_text()
     ).keys()
+
+
+@pytest.mark.parametrize("backend", [DIFFUSION, AR], ids=["diffusion", "ar"])
+def test_a_trained_model_is_gone_on_from_with_its_encoder(recordings, tmp_path, backend):
+    first = train(config_for(recordings, backend, steps=3), tmp_path / "first")
+    config = config_for(recordings, backend, steps=1, lr=1e-12, warmup=0)
+    config = config.model_copy(update={"start": str(first)})
+    second = train(config, tmp_path / "second")
+    for name in ("net/model.safetensors", "encoder.safetensors"):
+        before, after = load_file(first / name), load_file(second / name)
+        assert all(torch.allclose(before[key], after[key], atol=1e-3) for key in before)
+    other = DIFFUSION if backend is AR else AR
+    with pytest.raises(ValueError, match=f"wanted {other.kind} and 2"):
+        train(config.model_copy(update={"backend": other}), tmp_path / "third")
 
 
 def test_adapters_train_alone_and_are_merged_into_the_saved_network(recordings, tmp_path):

@@ -321,6 +321,12 @@ def test_the_same_generator_gives_the_same_world():
     )
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+    world.temperature = 0.0
+    cold = [
+        world.rollout(past, frames=8, controls=controls, generator=torch.Generator().manual_seed(s))
+        for s in (3, 4)
+    ]
+    assert torch.equal(*cold)
 
 
 def test_cameras_stand_one_after_another_in_the_answer():

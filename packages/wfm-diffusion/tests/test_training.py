@@ -142,6 +142,7 @@ def test_training_goes_on_from_a_checkpoint_of_before(tmp_path, clips):
         ({"model": TINY.model_copy(update={"max_size": (2, 8, 8)})}, "takes up to"),
         ({"shapes": [{"frames": 9, "height": 32, "width": 96}]}, "takes up to"),
         ({"model": TINY.model_copy(update={"text_dim": 16})}, "text_dim"),
+        ({"given_weights": (0.5, 0.5)}, "2 numbers with sum 1; wanted 4"),
         ({"model": TINY.model_copy(update={"latent_channels": 4})}, "latent channels"),
     ],
 )
@@ -187,6 +188,12 @@ def test_batches_drop_texts_and_give_frames(tmp_path, clips):
     dropped = batch.condition["text"].abs().sum((1, 2)) == 0
     assert 16 < dropped.sum() < 48
     assert torch.equal(batch.clean, torch.full_like(batch.clean, 0.5))
+    # Three of ten samples without, the rest with as many as there are before a new one.
+    settings = settings.model_copy(update={"given_weights": (0.3, 0.0, 0.0, 0.7)})
+    batch = draw_batch(data, torch.arange(3), settings, generator, count=64)
+    counts = batch.condition["given"][:, 0, :, 0, 0].sum(1)
+    assert set(counts.tolist()) == {0.0, 2.0}
+    assert 8 < (counts == 0).sum() < 32
 
 
 def test_held_out_clips_are_not_trained_on(tmp_path, clips):

@@ -186,6 +186,21 @@ def test_settings_may_want_other_steps_where_frames_are_given():
     assert torch.equal(own.video2world(past(), ["a"]), w.video2world(past(), ["a"], steps=4))
 
 
+def test_a_lower_temperature_starts_from_less_noise():
+    settings = VIDEO.model_copy(update={"temperature_given": 0.5, "given_sigma": 0.0})
+    parts = network(), Codec(), Text()
+    w = wd.WorldModel(*parts, settings=settings)
+    assert torch.equal(w.text2world(["a"]), w.text2world(["a"], temperature=1.0))
+    cool = w.video2world(past(), temperature=0.5)
+    assert torch.equal(w.video2world(past()), cool)
+    assert not torch.equal(w.video2world(past(), temperature=1.0), cool)
+    own = wd.WorldModel(*parts, settings=settings, temperature=0)
+    seeds = [own.video2world(past(), seed=seed) for seed in (0, 1)]
+    assert torch.equal(*seeds)  # nothing is left to chance
+    with pytest.raises(ValueError, match="temperature -1: must be 0 or more"):
+        w.video2world(past(), temperature=-1)
+
+
 def test_what_was_refused_is_said_once():
     class Wordy(Guard):
         def check_text(self, text, /):

@@ -19,16 +19,24 @@ from torch import Tensor, nn
 
 from .checkpoint import kept, replacing
 from .clips import EncodedFrames, encode_frames, open_clips, split
-from .encoder import fit_scaling
+from .encoder import ActionEncoder, ActionTokens, fit_scaling
 from .evaluation import Evaluation, EvaluationConfig, evaluate_world
 from .fit import Log, fit, start_run
 from .interfaces import ClipDataset, NextTokenModel, TrainableDenoiser, WorldModel
 from .lora import inject, merge, save_adapter
-from .network_files import ADAPTER
+from .network_files import ADAPTER, load_network
 from .objectives import ArBackend, DiffusionBackend, next_frame_loss
 from .references import resolve
 from .run_config import RunConfig
-from .saved import Recipe, codec_fingerprint, load, load_codec, save
+from .saved import (
+    Recipe,
+    codec_fingerprint,
+    load,
+    load_codec,
+    read_encoder,
+    read_recipe,
+    save,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +54,10 @@ class ActionConfig(RunConfig):
 
     backend: Backend = DiffusionBackend()
     past_frames: int = Field(2, gt=0, description="frames that a prediction looks at")
+    start: str | None = Field(
+        None, description="a model of this recipe to go on from, in place of the base: a folder,"
+        " builtin:NAME or owner/name; actions are scaled as it has them"
+    )  # fmt: skip
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
@@ -76,7 +88,7 @@ def train(
     codec = load_codec(config.backend.codec)
     if isinstance(codec, nn.Module):
         codec.to(device)
-    network: Any = resolve(config.backend.base, "")
+    network, trained = _network(config, clips)
     start_run(run, config, resume=resume)
     frames = _encoded(clips, "clips", config, codec, run, device)
     checked = _encoded(held_out, "held_out", config, codec, run, device)
@@ -84,10 +96,11 @@ def train(
     targets = frames.targets()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.fit.seed)
-        encoder = recipe.make_encoder()
+        encoder = trained or recipe.make_encoder()
         if config.lora:
             inject(network, config.lora.targets, rank=config.lora.rank, alpha=config.lora.alpha)
-    fit_scaling(encoder, frames.action[targets])
+    if trained is None:
+        fit_scaling(encoder, frames.action[targets])
     model = nn.ModuleDict({"network": network, "encoder": encoder}).to(device).float()
 
     def loss(generator: torch.Generator) -> Tensor:
@@ -113,6 +126,23 @@ def evaluate(
     """Roll out held-out clips with their own and with others' actions; see ``Evaluation``."""
     clips = open_clips(clips) if isinstance(clips, str) else clips
     return evaluate_world(world, clips, config or EvaluationConfig())
+
+
+def _network(
+    config: ActionConfig, clips: ClipDataset
+) -> tuple[Any, ActionEncoder | ActionTokens | None]:
+    """Return the network to train, and the trained encoder that belongs to it, if one does."""
+    if config.start is None:
+        return resolve(config.backend.base, ""), None
+    folder, recipe = read_recipe(config.start)
+    encoder = read_encoder(folder)
+    numbers = clips[0].labels()["action"].shape[-1]
+    if (recipe.backend, len(encoder.mean)) != (config.backend.kind, numbers):
+        raise ValueError(
+            f"{config.start}: a model of backend {recipe.backend} and actions of"
+            f" {len(encoder.mean)} numbers; wanted {config.backend.kind} and {numbers}"
+        )
+    return load_network(folder, base=config.backend.base, base_fingerprint="", channels=0), encoder
 
 
 def _publish(
@@ -223,7 +253,7 @@ def _card(recipe: Recipe, config: ActionConfig, result: Evaluation | None) -> st
         f"# Action-conditioned world model ({recipe.backend})",
         f"Predicts the next {recipe.height}x{recipe.width} frame ({recipe.fps:g} Hz) from "
         f"{recipe.past_frames} past frames and an action of {recipe.action_dim} numbers. "
-        f"Fine-tuned from `{config.backend.base}` for {config.fit.steps} steps of "
+        f"Fine-tuned from `{config.start or config.backend.base}` for {config.fit.steps} steps of "
         f"{config.fit.batch} windows, seed {config.fit.seed}; codec `{recipe.codec}` "
         f"({recipe.codec_fingerprint or 'no fingerprint'}).",
         "```python\nimport wfm_posttrain\nworld = wfm_posttrain.load(FOLDER)\n"

@@ -16,6 +16,9 @@ class ClipDenoising(Denoising):
     text_encoder: str | None = Field("pico", description="None: captions are not used")
     steps: int = Field(8, gt=0, description="of the sampler, in rollouts")
     guidance: float = Field(0.0, ge=0, description="in rollouts, away from no text")
+    temperature: float = Field(
+        1.0, ge=0, description="in rollouts: deviation of the first noise; less: likelier ends"
+    )
 
 
 class ClipTokens(Predicting):

@@ -65,6 +65,7 @@ class ClipRecipe(BaseModel):
     network_width: int = Field(0, ge=0, description="features of a token")
     steps: int = Field(8, gt=0, description="of the sampler")
     guidance: float = Field(0.0, ge=0, description="x0 = cond + guidance (cond - uncond)")
+    temperature: float = Field(1.0, ge=0, description="standard deviation of the first noise")
 
     def place(self, codec: Codec) -> Place:
         """Return what a condition meets."""
@@ -172,6 +173,7 @@ def make_clip_world(
         denoiser, codec, encoder, recipe.condition, recipe.place(codec),
         text_encoder=load_text_encoder(recipe.text_encoder), past_frames=recipe.past_frames,
         frames=recipe.frames, fps=recipe.fps, steps=recipe.steps, guidance=recipe.guidance,
+        temperature=recipe.temperature,
     )  # fmt: skip
 
 

@@ -208,9 +208,8 @@ def describe(config: ClipConfig, network: nn.Module, codec: Any, clips: ClipData
         update = {"numbers": condition.numbers or numbers, "steps": config.frames - 1}
         condition = condition.model_copy(update=update)
     settings: Any = network.config
-    steps, guidance = (
-        (backend.steps, backend.guidance) if isinstance(backend, ClipDenoising) else (1, 0.0)
-    )
+    dials = {"steps", "guidance", "temperature"}
+    sampling = backend.model_dump(include=dials) if isinstance(backend, ClipDenoising) else {}
     recipe = ClipRecipe(
         backend=backend.kind, condition=condition, base=backend.base,
         base_fingerprint=fingerprint(network), whole=_whole(config), codec=backend.codec,
@@ -218,7 +217,7 @@ def describe(config: ClipConfig, network: nn.Module, codec: Any, clips: ClipData
         latents=config.latents, frames=config.frames, past_frames=config.past_frames,
         height=height, width=width, fps=clip.fps, views=views,
         patch=getattr(settings, "patch", (1, 1, 1)), network_width=getattr(network, "width", 0),
-        steps=steps, guidance=guidance,
+        **sampling,
     )  # fmt: skip
     place = recipe.place(codec)
     total, past = place.latents(config.frames), place.latents(config.past_frames)

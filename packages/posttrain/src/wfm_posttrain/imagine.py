@@ -51,11 +51,12 @@ class ClipWorld:
         fps: float,
         steps: int = 8,
         guidance: float = 0.0,
+        temperature: float = 1.0,
     ) -> None:
         self.network, self.codec, self.encoder = network, codec, encoder
         self.steering, self.place, self.text_encoder = steering, place, text_encoder
         self.past_frames, self.frames, self.fps = past_frames, frames, fps
-        self.steps, self.guidance = steps, guidance
+        self.steps, self.guidance, self.temperature = steps, guidance, temperature
 
     @property
     def device(self) -> torch.device:
@@ -162,7 +163,7 @@ class ClipWorld:
             "fps": torch.full((b,), self.fps, device=kept.device),
             "given": given,
         }
-        noise = torch.randn(kept.shape, generator=generator).to(kept)
+        noise = torch.randn(kept.shape, generator=generator).to(kept) * self.temperature
         guided = Guided(self.network, condition, text, self.guidance)
         x = euler(guided, noise, kept, given, self.steps)
         return rearrange(x / self.network.sigma_data, "b c (v t) h w -> b v c t h w", v=v)

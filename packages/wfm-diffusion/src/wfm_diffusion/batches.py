@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import repeat
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .config import Shape, TrainConfig
@@ -89,7 +89,7 @@ def draw_batch(
     index = pool[torch.randint(len(pool), (count,), generator=generator)]
     frames = 1 if uniform(1) < config.image_fraction else data.latents.shape[2]
     most = min(config.given_max, frames - 1) if model.condition_mask else 0
-    known = torch.randint(most + 1, (count,), generator=generator)
+    known = draw_given(config, most, count, generator)
     mean, std = config.given_log_sigma
     given_sigma = (mean + std * torch.randn(count, generator=generator)).exp()
     silent, blind = uniform(2, count)
@@ -114,6 +114,17 @@ def draw_batch(
         [torch.randn(2, *clean.shape[1:], generator=generator.manual_seed(s)) for s in seeds]
     )
     return Batch(clean, sigma[share], noise[:, 0], noise[:, 1], condition)
+
+
+def draw_given(
+    config: TrainConfig, most: int, count: int, generator: torch.Generator
+) -> Int[Tensor, " b"]:
+    """Draw how many latent frames each sample is given, at most ``most``."""
+    if config.given_weights is None:
+        return torch.randint(most + 1, (count,), generator=generator)
+    weights = torch.tensor(config.given_weights)
+    drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
+    return drawn.clamp(max=most)
 
 
 def conditions(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .guidance import Guided
 from .samplers import Progress, SamplerName
-from .world import WorldModel
+from .world import WorldModel, cooled
 
 CAMERAS = ("front", "left", "right", "back", "back_left", "back_right")
 """The order of the cameras in Cosmos 1.0's Sample-AV-Multiview."""
@@ -59,6 +59,7 @@ def imagine_cameras(  # noqa: PLR0913  what text2world takes
     total = frames or s.past_frames + s.frames
     c, t, h, w = world.latent_shape(total, height or s.height, width or s.width)
     noise = torch.randn(1, c, views * t, h, w, generator=torch.Generator().manual_seed(seed))
+    noise = cooled(noise, world.temperature)
     value = world.guidance if guidance is None else guidance
     guided = Guided(net, cond, uncond, guidance=float(value))
     latents = world.sample(guided, noise, steps, sampler, progress)

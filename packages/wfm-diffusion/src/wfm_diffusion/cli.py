@@ -139,6 +139,11 @@ def add_dials(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="steps of the sampler (default: the model's)")
     parser.add_argument("--guidance", type=float, help="strength of the prompt")
     parser.add_argument("--sampler", choices=("res2ab", "euler", "nvidia"), help="(the model's)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        help="deviation of the first noise; below 1: likelier, less varied (default: the model's)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda[:i], mps")
     parser.add_argument(

@@ -215,7 +215,7 @@ def generate(
 
 def dials_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the methods of a world model take."""
-    names = ("steps", "guidance", "sampler", "negative_prompt", "fps", "seed")
+    names = ("steps", "guidance", "sampler", "temperature", "negative_prompt", "fps", "seed")
     return {name: getattr(args, name) for name in names}
 
 
@@ -225,11 +225,13 @@ def facts_of(
     """Return everything that makes a video, as it is written beside it."""
     guidance = world.guidance_given if given else world.guidance
     steps = world.steps_given if given else world.steps
+    temperature = world.temperature_given if given else world.temperature
     return {
         **dials,
         "steps": dials["steps"] or steps,
         "sampler": dials["sampler"] or world.sampler,
         "guidance": guidance if dials["guidance"] is None else dials["guidance"],
+        "temperature": temperature if dials["temperature"] is None else dials["temperature"],
         "fps": dials["fps"] or world.settings.fps,
         "shortcuts": args.shortcut,
         "handover": getattr(args, "handover", "pixels"),

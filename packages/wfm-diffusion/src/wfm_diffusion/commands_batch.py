@@ -91,6 +91,7 @@ class Job(BaseModel):
     width: int | None = Field(None, gt=0, description="text2world only")
     steps: int | None = Field(None, gt=1)
     guidance: float | None = None
+    temperature: float | None = Field(None, ge=0)
     fps: float | None = Field(None, gt=0)
 
 
@@ -159,7 +160,9 @@ def imagine(
     args: argparse.Namespace, world: WorldModel, job: Job, out: Path, facts: dict[str, Any]
 ) -> str:
     """Do one job; complete its facts, and say what was written."""
-    own = job.model_dump(include={"negative_prompt", "steps", "guidance", "fps", "seed"})
+    own = job.model_dump(
+        include={"negative_prompt", "steps", "guidance", "temperature", "fps", "seed"}
+    )
     dials = dials_of(args) | {k: x for k, x in own.items() if x is not None}
     frames = job.frames or args.frames
     how: dict[str, Any] = {"frames": frames, "progress": bar(args.quiet)}

@@ -17,6 +17,8 @@ def evaluate_world(args: argparse.Namespace) -> int:
         world = open_world(args)
         world.steps_given = args.steps or world.steps_given
         world.guidance_given = world.guidance_given if args.guidance is None else args.guidance
+        if args.temperature is not None:
+            world.temperature_given = args.temperature
         world.sampler = args.sampler or world.sampler
         scores = evaluate(
             world,

@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    field_validator,
+    model_validator,
+)
 
 Position = Literal["learnable", "sincos", "none"]
 
@@ -135,6 +142,12 @@ class WorldSettings(BaseModel):
         None, gt=1, description="the same where frames are given; default: as without"
     )
     sampler: Literal["res2ab", "euler", "nvidia"] = "res2ab"
+    temperature: float = Field(
+        1.0, ge=0, description="deviation of the first noise; below 1: likelier, less varied"
+    )
+    temperature_given: float | None = Field(
+        None, ge=0, description="the same where frames are given; default: as without"
+    )
     given_sigma: float = Field(0.001, ge=0, description="noise on given frames, as in training")
 
 
@@ -195,6 +208,11 @@ class TrainConfig(BaseModel):
     log_sigma_std: float = Field(1.2, gt=0)
     scale_noise_by_frames: bool = True
     given_max: int = Field(3, ge=0, description="given latent frames: uniform from 0 to this")
+    given_weights: tuple[NonNegativeFloat, ...] | None = Field(
+        None,
+        description="how often 0, 1, ... latent frames are given, in place of equally often:"
+        " a stage that is mostly video2world has its weight on the last",
+    )
     given_log_sigma: tuple[float, float] = Field((-3.0, 2.0), description="noise in given frames")
     token_dropout: float = Field(0.2, ge=0, le=1, description="samples of token 0 everywhere")
     text_dropout: float = Field(0.2, ge=0, le=1, description="samples without text, for guidance")
@@ -202,6 +220,7 @@ class TrainConfig(BaseModel):
     held_out: float = Field(0.05, ge=0, lt=1, description="share of clips for validation")
     sampling_steps: int = Field(35, gt=1, description="for world.json: what a rollout uses")
     sampler: Literal["res2ab", "euler", "nvidia"] = Field("res2ab", description="likewise")
+    temperature: float = Field(1.0, ge=0, description="likewise, where frames are given")
 
     validate_every: int = Field(500, gt=0)
     sample_every: int = Field(1000, ge=0, description="steps between pictures; 0: none")
@@ -238,6 +257,16 @@ class TrainConfig(BaseModel):
                 raise ValueError(f"no preset {value!r}; there are {', '.join(PRESETS)}")
             return PRESETS[value]
         return value
+
+    @model_validator(mode="after")
+    def _a_weight_for_each_number_of_given_frames(self) -> "TrainConfig":
+        weights, wanted = self.given_weights, self.given_max + 1
+        if weights is not None and (len(weights) != wanted or not sum(weights)):
+            raise ValueError(
+                f"given_weights has {len(weights)} numbers with sum {sum(weights):g}; wanted"
+                f" {wanted}, for 0 to given_max = {self.given_max} frames, not all 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tokens_need_a_codec(self) -> "TrainConfig":

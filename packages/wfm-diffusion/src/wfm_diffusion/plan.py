@@ -19,6 +19,7 @@ class Plan:
     generator: torch.Generator
     steps: int | None = None
     sampler: SamplerName | None = None
+    temperature: float | int | None = None
     progress: Progress | None = None
 
 

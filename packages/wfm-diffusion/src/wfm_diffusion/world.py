@@ -31,16 +31,17 @@ class WorldModel:
     """Text2world, video2world, and rollouts under controls; keeps the contract WorldModel.
 
     ``settings`` None takes the ``world.json`` that was loaded with ``net``, or Cosmos 1.0's
-    sizes. ``steps``, ``guidance`` and ``sampler`` are what every call uses unless it says
-    otherwise; left out, the settings decide, which may want another guidance where frames are
-    given. ``shortcuts`` save time and change the answer. Networks of image latents imagine
-    frame by frame, one control row each.
+    sizes. ``steps``, ``guidance``, ``sampler`` and ``temperature`` are what every call uses
+    unless it says otherwise; left out, the settings decide, which may want others where frames
+    are given. ``temperature`` is the standard deviation of the noise that sampling starts from:
+    below 1 the ends are likelier and vary less. ``shortcuts`` save time and change the answer.
+    Networks of image latents imagine frame by frame, one control row each.
 
     Raises:
         ValueError: a codec other than the one trained with, or parts of other sizes.
     """
 
-    def __init__(  # noqa: PLR0913  the parts of a world, and its three dials
+    def __init__(  # noqa: PLR0913  the parts of a world, and its four dials
         self,
         net: DiffusionTransformer,
         codec: LatentCodec,
@@ -52,6 +53,7 @@ class WorldModel:
         steps: int | None = None,
         guidance: float | int | None = None,
         sampler: SamplerName | None = None,
+        temperature: float | int | None = None,
         shortcuts: Shortcuts | None = None,
     ) -> None:
         self.settings = settings or net.world or WorldSettings()
@@ -76,6 +78,9 @@ class WorldModel:
         self.guidance = self.settings.guidance if guidance is None else guidance
         self.guidance_given = self.guidance if led is None or guidance is not None else led
         self.sampler: SamplerName = sampler or self.settings.sampler
+        self.temperature = self.settings.temperature if temperature is None else temperature
+        cool = self.settings.temperature_given if temperature is None else temperature
+        self.temperature_given = self.temperature if cool is None else cool
         self.shortcuts = shortcuts or Shortcuts()
 
     @property
@@ -98,6 +103,7 @@ class WorldModel:
         steps: int | None = None,
         guidance: float | int | None = None,
         sampler: SamplerName | None = None,
+        temperature: float | int | None = None,
         negative_prompt: str | None = None,
         fps: float | int | None = None,
         seed: int = 0,
@@ -120,6 +126,7 @@ class WorldModel:
         branches = self.branches(prompts, len(prompts), negative_prompt, fps)
         guided = self._guided(branches, self.guidance if guidance is None else guidance)
         noise = torch.randn(len(prompts), *shape, generator=generator)
+        noise = cooled(noise, self.temperature if temperature is None else temperature)
         latents = self.sample(guided, noise, steps, sampler, progress)
         return self.show(self.decode(latents)[:, :, :total])
 
@@ -133,6 +140,7 @@ class WorldModel:
         steps: int | None = None,
         guidance: float | int | None = None,
         sampler: SamplerName | None = None,
+        temperature: float | int | None = None,
         negative_prompt: str | None = None,
         fps: float | int | None = None,
         seed: int = 0,
@@ -156,7 +164,7 @@ class WorldModel:
         branches = self.branches(prompts, len(past), negative_prompt, fps)
         guided = self._guided(branches, self.guidance_given if guidance is None else guidance)
         generator = torch.Generator().manual_seed(seed)
-        plan = Plan(guided, generator, steps, sampler, progress)
+        plan = Plan(guided, generator, steps, sampler, temperature, progress)
         if self.settings.latents == "image":
             return self.show(self._frames(past, count, plan, None))
         if handover == "latents":
@@ -254,7 +262,9 @@ class WorldModel:
         kept = torch.cat([kept, kept.new_zeros(b, c, new, h, w)], dim=2)
         guided.give(kept, given, noises[1], self.settings.given_sigma)
         steps = self.steps_given if plan.steps is None else plan.steps
-        return self.sample(guided, noises[0], steps, plan.sampler, plan.progress)
+        own = self.temperature_given if plan.temperature is None else plan.temperature
+        noise = cooled(noises[0], own)
+        return self.sample(guided, noise, steps, plan.sampler, plan.progress)
 
     def sample(
         self,
@@ -358,6 +368,17 @@ class WorldModel:
             same = torch.equal(cleared, frames)
             shown.append(sample[None] if same else to_model(cleared).to(sample))
         return torch.cat(shown)
+
+
+def cooled(noise: Tensor, temperature: float | int) -> Tensor:
+    """Return noise of that standard deviation.
+
+    Raises:
+        ValueError: a temperature below 0.
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature {temperature:g}: must be 0 or more; 1 is as trained")
+    return noise * temperature
 
 
 def check_codec(net: DiffusionTransformer, codec: LatentCodec, settings: WorldSettings) -> None:
