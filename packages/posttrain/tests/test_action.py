@@ -16,7 +16,7 @@ from wfm_posttrain.action import (
     train,
 )
 from wfm_posttrain.checkpoint import kept
-from wfm_posttrain.clips import ClipFolder, encode_frames
+from wfm_posttrain.clips import ClipFolder, covered_by_objects, encode_frames
 from wfm_posttrain.encoder import ActionEncoder, ActionTokens, fit_scaling
 from wfm_posttrain.evaluation import EvaluationConfig
 from wfm_posttrain.fit import FitConfig
@@ -112,6 +112,31 @@ def test_the_tokens_loss_counts_the_last_frame_only():
     )
     expected = nn.functional.cross_entropy(scores[:, 31:47].flatten(0, 1), window[:, 2].flatten())
     torch.testing.assert_close(loss, expected)
+
+
+def test_objects_may_count_more(recordings, tmp_path):
+    clips = ClipFolder(recordings)
+    covered = covered_by_objects(clips, (4, 4))
+    assert covered.shape == (12 * 8, 4, 4)
+    square = clips[0].labels()["segmentation"] == 1
+    torch.testing.assert_close(covered[:8].mean((1, 2)), square.float().mean((1, 2)))
+    for net, encoder, backend, window in (
+        (SmallDenoiser(), ActionEncoder(2, 12), DIFFUSION, torch.randn(4, 3, 4, 4, 4)),
+        (SmallTokenModel(), ActionTokens(2, 8), AR, torch.randint(16, (4, 3, 4, 4))),
+    ):
+        model = nn.ModuleDict({"network": net, "encoder": encoder})
+
+        def loss(counts, model=model, window=window, backend=backend):
+            action, fps = torch.ones(4, 2), torch.ones(4)
+            return next_frame_loss(model, window, action, fps, backend, seeded(), counts=counts)
+
+        left, right = torch.zeros(2, 4, 4, 4)
+        left[..., :2] = right[..., 2:] = 1
+        torch.testing.assert_close(loss(left + right), loss(None))
+        torch.testing.assert_close(loss(left) + loss(right), 2 * loss(None))
+        assert not torch.isclose(loss(left), loss(right))
+    config = config_for(recordings, DIFFUSION, steps=3).model_copy(update={"object_weight": 5.0})
+    assert train(config, tmp_path / "run").is_dir()
 
 
 def test_an_action_becomes_as_many_context_slots_as_it_has_numbers():

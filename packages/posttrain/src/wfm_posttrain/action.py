@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .checkpoint import kept, replacing
-from .clips import EncodedFrames, encode_frames, open_clips, split
+from .clips import EncodedFrames, covered_by_objects, encode_frames, open_clips, split
 from .encoder import ActionEncoder, ActionTokens, fit_scaling
 from .evaluation import Evaluation, EvaluationConfig, evaluate_world
 from .fit import Log, fit, start_run
@@ -58,6 +58,10 @@ class ActionConfig(RunConfig):
         None, description="a model of this recipe to go on from, in place of the base: a folder,"
         " builtin:NAME or owner/name; actions are scaled as it has them"
     )  # fmt: skip
+    object_weight: float = Field(
+        0.0, ge=0, description="how much more an error counts where objects are, which are small:"
+        " 1 doubles it (needs the label `segmentation`, and `objects`)"
+    )  # fmt: skip
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
@@ -92,6 +96,7 @@ def train(
     start_run(run, config, resume=resume)
     frames = _encoded(clips, "clips", config, codec, run, device)
     checked = _encoded(held_out, "held_out", config, codec, run, device)
+    counts = _counts(config, clips, frames, run)
     recipe = _recipe(config, network, codec, clips, frames)
     targets = frames.targets()
     with torch.random.fork_rng(devices=[]):
@@ -105,7 +110,9 @@ def train(
 
     def loss(generator: torch.Generator) -> Tensor:
         picks = torch.randint(len(targets), (config.fit.batch,), generator=generator)
-        return _loss(model, frames, targets[picks], config, generator)
+        chosen = targets[picks]
+        places = None if counts is None else counts[chosen]
+        return _loss(model, frames, chosen, config, generator, counts=places)
 
     fit(
         model, loss, config.fit, run,
@@ -190,12 +197,13 @@ def _loss(
     generator: torch.Generator,
     *,
     action: Float[Tensor, "b a"] | None = None,
+    counts: Float[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the loss of predicting the target frames after their own or after other actions."""
     window = frames.windows(targets, config.past_frames)
     action = frames.action[targets] if action is None else action
     fps = frames.fps[targets]
-    return next_frame_loss(model, window, action, fps, config.backend, generator)
+    return next_frame_loss(model, window, action, fps, config.backend, generator, counts=counts)
 
 
 def _encoded(
@@ -213,6 +221,21 @@ def _encoded(
         run / f"{part}.safetensors", what, lambda: vars(encode_frames(clips, codec, device=device))
     )
     return EncodedFrames(**found)
+
+
+def _counts(
+    config: ActionConfig, clips: ClipDataset, frames: EncodedFrames, run: Path
+) -> Float[Tensor, "n h w"] | None:
+    """Return how much the error of each latent counts in training."""
+    if not config.object_weight:
+        return None
+    height, width = frames.codes.shape[-2:]
+    covered = kept(
+        run / "objects.safetensors",
+        {"clips": config.clips, "held_out": config.held_out, "count": len(clips)},
+        lambda: {"covered": covered_by_objects(clips, (height, width))},
+    )
+    return 1 + config.object_weight * covered["covered"]
 
 
 def _recipe(

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
@@ -228,6 +229,25 @@ def encode_frames(
         if progress:
             progress(i + 1, len(clips))
     return EncodedFrames(*(torch.cat(parts) for parts in (codes, actions, first, rates)))
+
+
+def covered_by_objects(clips: ClipDataset, size: tuple[int, int]) -> Float[Tensor, "n h w"]:
+    """Return how much of each latent of every frame, 0 to 1, the clips' objects cover.
+
+    Objects are the pixels of ``segmentation`` with numbers from 1 to as many as the clip's
+    ``objects`` are.
+
+    Raises:
+        ValueError: a clip without the one or the other.
+    """
+    covered = []
+    for i in range(len(clips)):
+        masks, things = clips[i].labels().get("segmentation"), clips[i].attributes.get("objects")
+        if masks is None or not isinstance(things, list):
+            raise ValueError(f"clip {i}: has no label `segmentation` or no list of `objects`")
+        objects = ((masks > 0) & (masks <= len(things))).float()
+        covered.append(F.adaptive_avg_pool2d(objects[:, None], size)[:, 0])
+    return torch.cat(covered)
 
 
 def _one_frame(codes: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Float, Int64, Shaped
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -85,8 +85,13 @@ def next_frame_loss(
     fps: Float[Tensor, " b"],
     backend: DiffusionBackend | ArBackend,
     generator: torch.Generator,
+    *,
+    counts: Float[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the loss of the window's last frame, after those before it and the action."""
+    """Return the loss of the window's last frame, after those before it and the action.
+
+    ``counts`` says how much each of its latents, or tokens, counts; None: all the same.
+    """
     network: Any = model["network"]
     encoder: Any = model["encoder"]
     condition = encoder.encode({"action": rearrange(action, "b a -> b 1 a")})
@@ -96,9 +101,13 @@ def next_frame_loss(
             clean = rearrange(window, "b t c h w -> b c t h w")
             given = torch.ones_like(clean[:, :1], dtype=torch.float32)
             given[:, :, -1] = 0
-            return denoising_loss(network, clean, given, condition, backend, generator)
+            return denoising_loss(
+                network, clean, given, condition, backend, generator, counts=counts
+            )
         case ArBackend():
-            return token_loss(network, window, condition, backend.past_noise, generator)
+            return token_loss(
+                network, window, condition, backend.past_noise, generator, counts=counts
+            )
 
 
 def denoising_loss(
@@ -108,10 +117,13 @@ def denoising_loss(
     condition: Mapping[str, Tensor],
     noise: Noise,
     generator: torch.Generator,
+    *,
+    counts: Float[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, ""]:
     """EDM's weighted squared error of the latent frames that are not ``given`` (1: given).
 
-    ``clean`` has unit variance, as codecs give it. Noise is drawn on the CPU.
+    ``clean`` has unit variance, as codecs give it. Noise is drawn on the CPU. ``counts``: how
+    much each place counts.
     """
     device = condition["fps"].device
     clean = clean.float().cpu() * network.sigma_data
@@ -125,6 +137,8 @@ def denoising_loss(
     guess = network.denoise(noisy, sigma, {**condition, "given": given})
     weight = (sigma**2 + network.sigma_data**2) / (sigma * network.sigma_data) ** 2
     new = (1 - given).expand_as(clean)
+    if counts is not None:
+        new = new * rearrange(counts.to(device), "b h w -> b 1 1 h w")
     error = ((guess - clean).float().square() * new).sum(dim=(1, 2, 3, 4))
     return (weight * error / new.sum(dim=(1, 2, 3, 4))).mean()
 
@@ -146,6 +160,7 @@ def token_loss(
     generator: torch.Generator,
     *,
     new: int = 1,
+    counts: Float[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the tokens of the last ``new`` frames, some before them corrupted."""
     device = next(iter(condition.values())).device
@@ -163,4 +178,9 @@ def token_loss(
     grid = None if tokens.shape[1] <= network.max_tokens else (t, h, w)
     scores = network.logits(tokens.to(device), condition, grid=grid)[:, -last - 1 : -1]
     target = clean[:, -last:].to(device)
-    return F.cross_entropy(rearrange(scores.float(), "b n v -> (b n) v"), target.flatten())
+    scores = rearrange(scores.float(), "b n v -> (b n) v")
+    if counts is None:
+        return F.cross_entropy(scores, target.flatten())
+    weights = repeat(counts.to(device), "b h w -> (b new h w)", new=new)
+    losses = F.cross_entropy(scores, target.flatten(), reduction="none")
+    return (weights * losses).sum() / weights.sum()
