@@ -24,9 +24,7 @@ from wfm_posttrain.lora import LoraConfig
 from wfm_posttrain.objectives import draw_sigma, next_frame_loss
 
 WORLD = "fakes:NextFrameWorld"
-DIFFUSION = DiffusionBackend(
-    base="fakes:load_denoiser=new", world=WORLD, codec="fakes:PatchCodec", options={}
-)
+DIFFUSION = DiffusionBackend(base="fakes:load_denoiser=new", world=WORLD, codec="fakes:PatchCodec")
 AR = ArBackend(base="fakes:load_token_model=new", world=WORLD, codec="fakes:TokenCodec", options={})
 
 

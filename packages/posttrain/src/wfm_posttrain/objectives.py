@@ -61,9 +61,7 @@ class DiffusionBackend(Denoising):
     """Denoise the latents of the next frame; the action goes into the noise level's embedding."""
 
     world: str = Field("wfm_diffusion:WorldModel", description="module:callable")
-    options: dict[str, float | int | str] = Field(
-        {"temperature": 0.7}, description="further keywords of the world; less: likelier futures"
-    )
+    options: dict[str, float | int | str] = Field({}, description="further keywords of the world")
 
 
 class ArBackend(Predicting):
