@@ -159,7 +159,7 @@ def worlds(runs: Path) -> Iterator[Stage]:
         "clips": sim, "frames": 17, "stride": 4, "steps": 20000, "batch": 32,
         **quick, "rate": 1.5e-3, "cache": f"{runs}/latents.safetensors",
         # So little training leaves noise that many steps bring out and few do not.
-        "sampling_steps": 5, "sampler": "euler", "temperature": 0.6,
+        "sampling_steps": 5, "sampler": "euler", "temperature_given": 0.6,
     }  # fmt: skip
     diffusion = first | {
         "init": f"{runs}/diffusion-first/model", "steps": 18000, "rate": 1e-3,

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -124,9 +125,11 @@ def test_objects_may_count_more(recordings, tmp_path):
     ):
         model = nn.ModuleDict({"network": net, "encoder": encoder})
 
-        def loss(counts, model=model, window=window, backend=backend):
+        def loss(weights, model=model, window=window, backend=backend):
             action, fps = torch.ones(4, 2), torch.ones(4)
-            return next_frame_loss(model, window, action, fps, backend, seeded(), counts=counts)
+            return next_frame_loss(
+                model, window, action, fps, backend, seeded(), place_weights=weights
+            )
 
         left, right = torch.zeros(2, 4, 4, 4)
         left[..., :2] = right[..., 2:] = 1
@@ -135,6 +138,13 @@ def test_objects_may_count_more(recordings, tmp_path):
         assert not torch.isclose(loss(left), loss(right))
     config = config_for(recordings, DIFFUSION, steps=3).model_copy(update={"object_weight": 5.0})
     assert train(config, tmp_path / "run").is_dir()
+    nameless = shutil.copytree(recordings, tmp_path / "nameless")
+    for about in nameless.glob("*.json"):
+        about.write_text(json.dumps({"fps": 5.0}))
+    config = config.model_copy(update={"clips": str(nameless)})
+    with pytest.raises(ValueError, match="no list of `objects`"):
+        train(config, tmp_path / "refused")
+    assert not (tmp_path / "refused" / "clips.safetensors").exists()  # before anything is encoded
 
 
 def test_an_action_becomes_as_many_context_slots_as_it_has_numbers():
@@ -255,12 +265,16 @@ def test_a_run_without_a_checkpoint_is_begun_anew(recordings, tmp_path):
     assert train(config_for(recordings, DIFFUSION, steps=2), tmp_path / "run").is_dir()
 
 
-def test_another_codec_is_refused(recordings, tmp_path):
+def test_another_codec_is_refused(recordings, tmp_path, monkeypatch):
     folder = train(config_for(recordings, DIFFUSION, steps=2), tmp_path / "run")
     other = PatchCodec()
     other.fingerprint = "another"
     with pytest.raises(ValueError, match="codec fake-codec, this one is another"):
         wfm_posttrain.load(folder, codec=other)
+    monkeypatch.setattr(PatchCodec, "fingerprint", "another")
+    config = config_for(recordings, DIFFUSION, steps=2).model_copy(update={"start": str(folder)})
+    with pytest.raises(ValueError, match="codec fake-codec, this one is another"):
+        train(config, tmp_path / "second")
 
 
 def test_a_run_is_not_overwritten_and_not_mixed_up(recordings, tmp_path):

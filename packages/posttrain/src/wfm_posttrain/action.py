@@ -30,6 +30,7 @@ from .references import resolve
 from .run_config import RunConfig
 from .saved import (
     Recipe,
+    check_codec,
     codec_fingerprint,
     load,
     load_codec,
@@ -92,11 +93,11 @@ def train(
     codec = load_codec(config.backend.codec)
     if isinstance(codec, nn.Module):
         codec.to(device)
-    network, trained = _network(config, clips)
+    network, trained = _network(config, clips, codec)
     start_run(run, config, resume=resume)
+    weights = _place_weights(config, clips, codec, run)
     frames = _encoded(clips, "clips", config, codec, run, device)
     checked = _encoded(held_out, "held_out", config, codec, run, device)
-    counts = _counts(config, clips, frames, run)
     recipe = _recipe(config, network, codec, clips, frames)
     targets = frames.targets()
     with torch.random.fork_rng(devices=[]):
@@ -111,8 +112,8 @@ def train(
     def loss(generator: torch.Generator) -> Tensor:
         picks = torch.randint(len(targets), (config.fit.batch,), generator=generator)
         chosen = targets[picks]
-        places = None if counts is None else counts[chosen]
-        return _loss(model, frames, chosen, config, generator, counts=places)
+        places = None if weights is None else weights[chosen]
+        return _loss(model, frames, chosen, config, generator, place_weights=places)
 
     fit(
         model, loss, config.fit, run,
@@ -136,7 +137,7 @@ def evaluate(
 
 
 def _network(
-    config: ActionConfig, clips: ClipDataset
+    config: ActionConfig, clips: ClipDataset, codec: Any
 ) -> tuple[Any, ActionEncoder | ActionTokens | None]:
     """Return the network to train, and the trained encoder that belongs to it, if one does."""
     if config.start is None:
@@ -149,6 +150,7 @@ def _network(
             f"{config.start}: a model of backend {recipe.backend} and actions of"
             f" {len(encoder.mean)} numbers; wanted {config.backend.kind} and {numbers}"
         )
+    check_codec(codec, recipe.codec_fingerprint, config.start)
     return load_network(folder, base=config.backend.base, base_fingerprint="", channels=0), encoder
 
 
@@ -197,13 +199,15 @@ def _loss(
     generator: torch.Generator,
     *,
     action: Float[Tensor, "b a"] | None = None,
-    counts: Float[Tensor, "b h w"] | None = None,
+    place_weights: Float[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the loss of predicting the target frames after their own or after other actions."""
     window = frames.windows(targets, config.past_frames)
     action = frames.action[targets] if action is None else action
     fps = frames.fps[targets]
-    return next_frame_loss(model, window, action, fps, config.backend, generator, counts=counts)
+    return next_frame_loss(
+        model, window, action, fps, config.backend, generator, place_weights=place_weights
+    )
 
 
 def _encoded(
@@ -223,17 +227,18 @@ def _encoded(
     return EncodedFrames(**found)
 
 
-def _counts(
-    config: ActionConfig, clips: ClipDataset, frames: EncodedFrames, run: Path
+def _place_weights(
+    config: ActionConfig, clips: ClipDataset, codec: Any, run: Path
 ) -> Float[Tensor, "n h w"] | None:
-    """Return how much the error of each latent counts in training."""
+    """Return how much the error of each latent of every frame counts: 1, more on objects."""
     if not config.object_weight:
         return None
-    height, width = frames.codes.shape[-2:]
+    height, width = clips[0].read(0, 1).shape[2:]
+    size = (height // codec.compression[1], width // codec.compression[2])
     covered = kept(
         run / "objects.safetensors",
-        {"clips": config.clips, "held_out": config.held_out, "count": len(clips)},
-        lambda: {"covered": covered_by_objects(clips, (height, width))},
+        {"clips": config.clips, "held_out": config.held_out, "count": len(clips), "size": size},
+        lambda: {"covered": covered_by_objects(clips, size)},
     )
     return 1 + config.object_weight * covered["covered"]
 

@@ -84,11 +84,12 @@ def next_frame_loss(
     backend: DiffusionBackend | ArBackend,
     generator: torch.Generator,
     *,
-    counts: Float[Tensor, "b h w"] | None = None,
+    place_weights: Float[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the loss of the window's last frame, after those before it and the action.
 
-    ``counts`` says how much each of its latents, or tokens, counts; None: all the same.
+    ``place_weights``, 0 or more, say how much each of its latents, or tokens, counts; None: all
+    the same.
     """
     network: Any = model["network"]
     encoder: Any = model["encoder"]
@@ -100,11 +101,16 @@ def next_frame_loss(
             given = torch.ones_like(clean[:, :1], dtype=torch.float32)
             given[:, :, -1] = 0
             return denoising_loss(
-                network, clean, given, condition, backend, generator, counts=counts
+                network, clean, given, condition, backend, generator, place_weights=place_weights
             )
         case ArBackend():
             return token_loss(
-                network, window, condition, backend.past_noise, generator, counts=counts
+                network,
+                window,
+                condition,
+                backend.past_noise,
+                generator,
+                place_weights=place_weights,
             )
 
 
@@ -116,12 +122,12 @@ def denoising_loss(
     noise: Noise,
     generator: torch.Generator,
     *,
-    counts: Float[Tensor, "b h w"] | None = None,
+    place_weights: Float[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, ""]:
     """EDM's weighted squared error of the latent frames that are not ``given`` (1: given).
 
-    ``clean`` has unit variance, as codecs give it. Noise is drawn on the CPU. ``counts``: how
-    much each place counts.
+    ``clean`` has unit variance, as codecs give it. Noise is drawn on the CPU. ``place_weights``, 0
+    or more, say how much each place counts; the error is their mean.
     """
     device = condition["fps"].device
     clean = clean.float().cpu() * network.sigma_data
@@ -135,8 +141,8 @@ def denoising_loss(
     guess = network.denoise(noisy, sigma, {**condition, "given": given})
     weight = (sigma**2 + network.sigma_data**2) / (sigma * network.sigma_data) ** 2
     new = (1 - given).expand_as(clean)
-    if counts is not None:
-        new = new * rearrange(counts.to(device), "b h w -> b 1 1 h w")
+    if place_weights is not None:
+        new = new * rearrange(place_weights.to(device), "b h w -> b 1 1 h w")
     error = ((guess - clean).float().square() * new).sum(dim=(1, 2, 3, 4))
     return (weight * error / new.sum(dim=(1, 2, 3, 4))).mean()
 
@@ -158,7 +164,7 @@ def token_loss(
     generator: torch.Generator,
     *,
     new: int = 1,
-    counts: Float[Tensor, "b h w"] | None = None,
+    place_weights: Float[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the tokens of the last ``new`` frames, some before them corrupted."""
     device = next(iter(condition.values())).device
@@ -177,8 +183,8 @@ def token_loss(
     scores = network.logits(tokens.to(device), condition, grid=grid)[:, -last - 1 : -1]
     target = clean[:, -last:].to(device)
     scores = rearrange(scores.float(), "b n v -> (b n) v")
-    if counts is None:
+    if place_weights is None:
         return F.cross_entropy(scores, target.flatten())
-    weights = repeat(counts.to(device), "b h w -> (b new h w)", new=new)
+    weights = repeat(place_weights.to(device), "b h w -> (b new h w)", new=new)
     losses = F.cross_entropy(scores, target.flatten(), reduction="none")
     return (weights * losses).sum() / weights.sum()

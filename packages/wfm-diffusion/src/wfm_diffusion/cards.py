@@ -54,7 +54,7 @@ def describe_world(
         guidance_given=0.0,
         steps=steps,
         steps_given=config.sampling_steps,
-        temperature_given=config.temperature,
+        temperature_given=config.temperature_given,
         sampler=config.sampler,
     )
 

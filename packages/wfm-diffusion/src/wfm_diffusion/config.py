@@ -220,7 +220,7 @@ class TrainConfig(BaseModel):
     held_out: float = Field(0.05, ge=0, lt=1, description="share of clips for validation")
     sampling_steps: int = Field(35, gt=1, description="for world.json: what a rollout uses")
     sampler: Literal["res2ab", "euler", "nvidia"] = Field("res2ab", description="likewise")
-    temperature: float = Field(1.0, ge=0, description="likewise, where frames are given")
+    temperature_given: float = Field(1.0, ge=0, description="likewise, where frames are given")
 
     validate_every: int = Field(500, gt=0)
     sample_every: int = Field(1000, ge=0, description="steps between pictures; 0: none")

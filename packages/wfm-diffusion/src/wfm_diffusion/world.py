@@ -116,7 +116,7 @@ class WorldModel:
         ``negative_prompt`` guidance leads away from no text at all.
 
         Raises:
-            ValueError: sizes that the codec or the network does not take.
+            ValueError: sizes that the codec or the network does not take; a temperature below 0.
             Refused: a guard refuses a prompt or a video.
         """
         s = self.settings
@@ -155,7 +155,7 @@ class WorldModel:
         a first latent frame that stands for several frames, which no clip begins with.
 
         Raises:
-            ValueError: sizes that the codec or the network does not take.
+            ValueError: sizes that the codec or the network does not take; a temperature below 0.
             Refused: a guard refuses a prompt, the past, or the answer.
         """
         count = self.settings.frames if frames is None else frames
