@@ -69,7 +69,7 @@ class Endpoint:
     """
 
     def __init__(
-        self, address: str, model: str | None, *, timeout: float = 60.0, max_tokens: int = 512
+        self, address: str, model: str | None, *, timeout: float | int = 60.0, max_tokens: int = 512
     ) -> None:
         if not address.startswith(("http://", "https://")):
             raise ValueError(f"{address}: an endpoint starts with http:// or https://")
@@ -159,7 +159,7 @@ class PromptUpsampler:
         endpoint: str | None = None,
         *,
         model: str | None = None,
-        timeout: float = 60.0,
+        timeout: float | int = 60.0,
         max_tokens: int = 512,
         guards: Sequence[object] = (),
     ) -> None:
