@@ -12,6 +12,7 @@ from wfm_posttrain.clips import ClipFolder
 from wfm_posttrain.fidelity import FidelityConfig
 from wfm_posttrain.following import follow_conditions
 from wfm_posttrain.imagine import ClipWorld
+from wfm_posttrain.instruction import Instruction
 from wfm_posttrain.moments import samples
 from wfm_posttrain.multiview import Multiview
 from wfm_posttrain.steering import Place
@@ -79,6 +80,30 @@ def test_a_rig_is_held_against_its_calibration_and_its_way(tmp_path):
     assert {"cse", "way", "rotation_deg", "turn_r"} <= scores.keys()
     assert scores["way"]["own"].mean == pytest.approx(scores["way"]["real"].mean)
     assert scores["cse"]["own"].mean == pytest.approx(scores["cse"]["real"].mean, nan_ok=True)
+
+
+class Listener(ClipWorld):
+    """Shows the clip that its prompt describes: a world that does what it is told."""
+
+    steering, past_frames, text_encoder = Instruction(), PAST, "any"
+    place = Place(compression=(1, 8, 8), size=(64, 64), latent_channels=4, width=12)
+
+    def __init__(self, clips, frames):
+        self.frames, self.known = frames, list(samples(clips, frames, views=None))
+
+    def rollout(self, past, /, *, frames, controls=None, prompts=None, generator=None):
+        told = next(s for s in self.known if [c.caption for c in s.clips] == prompts)
+        return rearrange(told.video()[:, :, PAST:], "v c f h w -> 1 c (v f) h w")
+
+
+def test_an_instruction_is_obeyed_when_its_object_goes_its_way(tmp_path):
+    for seed in range(1_000_000, 1_000_006):
+        sim.write_episode(sim.generate("arm-push", seed, size=(64, 64), frames=25), tmp_path)
+    arm = ClipFolder(tmp_path)
+    found = follow_conditions(Listener(arm, 25), arm, FidelityConfig(samples=6)).scores["obeyed"]
+    assert found["own"].count == sum(c.attributes["pushed"] is not None for c in arm) > 2
+    assert found["own"].mean == found["real"].mean > 0.9
+    assert found["shuffled"].mean < 0.5
 
 
 def test_masks_are_followed_where_objects_are_labelled(room):

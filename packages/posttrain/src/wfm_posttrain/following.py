@@ -1,4 +1,4 @@
-"""Whether imagined clips do what they were told: the camera's way, the rig's geometry, the masks.
+"""Whether imagined clips do what they were told: camera, rig, masks, instructions.
 
 Each score stands beside the same score of clips imagined under another clip's condition, and of
 the real clips, which is the measure's own error.
@@ -12,20 +12,21 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from . import geometry
 from .comparison import pearson
-from .evaluation import near
+from .evaluation import SMALLEST, near
 from .fidelity import FidelityConfig, first_samples
 from .imagine import ClipWorld
 from .interfaces import ClipDataset, LabelledClip
-from .metrics import Interval, bootstrap, colour_mask, mask_overlap, mean_colour
+from .metrics import Interval, bootstrap, centroid, colour_mask, mask_overlap, mean_colour
 from .moments import Sample
 
 KINDS = ("own", "shuffled", "real")
-SMALLEST = 8  # pixels of an object in the last past frame, below which it is not followed
+MORE_IS_BETTER = ("mask_iou", "obeyed")
+MOVED = 3.0  # pixels that an object's centre goes, below which it counts as left alone
 Scores = dict[str, float]
 Turns = Float[np.ndarray, "n 2"]
 
@@ -36,6 +37,8 @@ class Following:
 
     ``rotation_deg``, ``direction_deg`` and ``way`` (metres) are errors of the recovered camera
     motion, ``tse`` and ``cse`` Sampson errors in pixels, ``mask_iou`` of objects by their colour.
+    ``obeyed`` is the share of clips in which the object that an instruction moves goes at least
+    half its way, within 45 degrees of where it should.
     ``turn_r`` correlates commanded with recovered turns (``geometry.pan``) from one latent frame
     to the next, over all clips.
     """
@@ -64,7 +67,8 @@ def follow_conditions(world: ClipWorld, clips: ClipDataset, config: FidelityConf
 
     Scores are those that the labels allow: of the camera with ``camera_pose`` and ``intrinsics`` of
     a camera that moves (of a rig: the first), of a rig with several cameras, of masks with
-    ``segmentation``.
+    ``segmentation``, of an instruction with ``segmentation`` and ``objects``, where one of these
+    moves.
 
     Raises:
         ValueError: fewer than two samples.
@@ -81,7 +85,10 @@ def follow_conditions(world: ClipWorld, clips: ClipDataset, config: FidelityConf
         }
         for kind, video in videos.items():
             shown = Shown(sample, video, world.past_frames, world.place.compression[0])
-            for name, value in _score(shown, turns[kind]).items():
+            scored = _score(shown, turns[kind])
+            if world.steering.steers_text:
+                scored |= _obedience(shown)
+            for name, value in scored.items():
                 found.setdefault(name, {k: [] for k in KINDS})[kind].append(value)
     scores = {name: _intervals(name, values) for name, values in found.items()}
     if turns["real"]:
@@ -213,6 +220,34 @@ def _rig(
     return {"cse": _median(np.array(errors))}
 
 
+def _obedience(shown: Shown) -> Scores:
+    """Tell whether the object that goes farthest in truth goes its way here, too."""
+    clip = shown.sample.clips[0]
+    masks = _cut(clip, shown.sample, shown.past).get("segmentation")
+    things = clip.attributes.get("objects")
+    if masks is None or not isinstance(things, list):
+        return {}
+    each = [(masks == key)[None] for key in range(1, len(things) + 1)]
+    seen = [mask for mask in each if mask[0, 0].sum() >= SMALLEST and mask[0, -1].any()]
+    moves = [_move(mask) for mask in seen]
+    far = max(range(len(seen)), key=lambda i: float(moves[i].norm()), default=None)
+    if far is None or moves[far].norm() < MOVED:
+        return {}
+    mask, wanted = seen[far], moves[far]
+    video = shown.video[:, :, shown.past - 1 :]
+    colour = mean_colour(video[:, :, 0], mask[:, 0])
+    reach = mask.any(dim=1, keepdim=True).expand_as(mask)
+    way = _move(near(colour_mask(video, colour), reach))
+    along = way @ wanted / wanted.norm()  # NaN where the object is lost: not obeyed
+    return {"obeyed": float(along >= wanted.norm() / 2 and along >= way.norm() * 0.5**0.5)}
+
+
+def _move(mask: Bool[Tensor, "1 t h w"]) -> Float[Tensor, "2"]:
+    """Return how far the mask's centre goes from the first frame to the last, in pixels."""
+    places = centroid(mask)[0]
+    return places[-1] - places[0]
+
+
 def _masks(video: Float[Tensor, "1 3 t h w"], segmentation: Tensor) -> float | None:
     """Return the mean IoU of objects found by their colour in the last past frame."""
     overlaps = []
@@ -229,7 +264,7 @@ def _masks(video: Float[Tensor, "1 3 t h w"], segmentation: Tensor) -> float | N
 def _intervals(name: str, values: Mapping[str, list[float]]) -> dict[str, Interval]:
     """Return means with intervals, and how much better ``own`` is, clip by clip."""
     columns = {kind: torch.tensor(values[kind], dtype=torch.double) for kind in KINDS}
-    sign = 1 if name == "mask_iou" else -1
+    sign = 1 if name in MORE_IS_BETTER else -1
     better = sign * (columns["own"] - columns["shuffled"])
     return {**{kind: bootstrap(x) for kind, x in columns.items()}, "better": bootstrap(better)}
 

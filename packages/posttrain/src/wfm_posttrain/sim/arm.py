@@ -158,8 +158,8 @@ def _furnish(stage: Stage, rng: np.random.Generator, table: str) -> None:
     stage.add(
         tag("geom", type="box", size=(0.60, 0.75, 0.02), pos=(0.38, 0, -0.02), material="table",
             friction=(0.55, 0.005, 0.0001)),
-        tag("geom", type="plane", size=(4, 4, 0.1), pos=(0, 0, -0.75), material="floor"),
-        tag("geom", type="plane", size=(4, 4, 0.1), pos=(-1.1, 0, 0), material="wall",
+        tag("geom", type="plane", size=(4, 4, 4), pos=(0, 0, -0.75), material="floor"),
+        tag("geom", type="plane", size=(4, 4, 4), pos=(-1.1, 0, 0), material="wall",
             zaxis=(1, 0, 0)),
     )  # fmt: skip
 

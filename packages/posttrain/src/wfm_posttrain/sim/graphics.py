@@ -63,8 +63,8 @@ _BACKEND = choose_backend()
 os.environ["MUJOCO_GL"] = "disable" if _BACKEND is None else _BACKEND
 if _BACKEND in ("egl", "osmesa"):
     os.environ["PYOPENGL_PLATFORM"] = _BACKEND
-# More llvmpipe threads than one only fight with the other worker processes.
-os.environ.setdefault("LP_NUM_THREADS", "1")
+# Threads of llvmpipe's own only fight with the other worker processes.
+os.environ.setdefault("LP_NUM_THREADS", "0")
 
 try:
     mujoco: Any = importlib.import_module("mujoco")

@@ -38,8 +38,9 @@ class Stage:
         self._visual = tag("map", znear=near, zfar=far, shadowclip=shadow_clip, shadowscale=0.9)
         self._timestep, self._reach = timestep, 2 * shadow_clip
         self.integrator = "implicitfast"
-        # What pictures cost is mostly the shadow map; round things are made of slices, stacks.
-        self.shadow_size, self.slices, self.stacks = 1024, 24, 16
+        # What pictures cost is mostly triangles, in each of three passes: of round things (slices
+        # and stacks), of boxes (quads along an edge), of planes (the third number of their size).
+        self.shadow_size, self.slices, self.stacks, self.quads = 1024, 24, 16, 4
         self._assets: list[str] = []
         self._world: list[str] = []
         self._tail: list[str] = []
@@ -104,7 +105,7 @@ class Stage:
             "visual",
             tag("global", offheight=h * supersample, offwidth=w * supersample),
             tag("quality", shadowsize=self.shadow_size, offsamples=0,
-                numslices=self.slices, numstacks=self.stacks),
+                numslices=self.slices, numstacks=self.stacks, numquads=self.quads),
             self._headlight,
             self._visual,
         )  # fmt: skip

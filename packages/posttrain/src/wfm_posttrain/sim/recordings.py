@@ -40,7 +40,7 @@ Pictures are rendered; models that saw nothing else know nothing of cameras' noi
 things, of people.
 """
 # Raised whenever the same seed would no longer give the same recording of a scene.
-VERSIONS = {"street": 2}
+VERSIONS = dict.fromkeys(PHYSICS, 2) | {"street": 3}
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,6 @@ def _pool(workers: int) -> Generator[ProcessPoolExecutor]:
     """Yield worker processes that are told to stop when the body fails or is interrupted."""
     # A forked child would inherit OpenGL state; a spawned one starts clean.
     context = multiprocessing.get_context("spawn")
-    os.environ.setdefault("LP_NUM_THREADS", "1")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent)
     try:
         yield pool

@@ -81,7 +81,7 @@ def record(seed: int, capture: Capture) -> tuple[Episode, ...]:
     light = LIGHTS[rng.integers(len(LIGHTS))]
     manoeuvre = str(rng.choice(list(MANOEUVRES)))
     stage = Stage(timestep=0.01, near=0.2, far=180.0, shadow_clip=38.0)
-    stage.shadow_size, stage.slices, stage.stacks = 256, 12, 8
+    stage.shadow_size, stage.slices, stage.stacks, stage.quads = 256, 12, 8, 1
     _build_town(stage, rng, light)
     ego = drive(rng, manoeuvre, max(capture.frames, TRAJECTORY_POINTS))
     names, ways = _traffic(stage, rng, ego, manoeuvre)
@@ -274,7 +274,7 @@ def _build_town(stage: Stage, rng: np.random.Generator, light: Light) -> None:
     stage.material("paving", texture="paving", texrepeat=(2, 30), specular=0.05)
     stage.material("paint", texture="grain", specular=0.6, shininess=0.8)
     stage.material("leaves", texture="leaves", specular=0.0)
-    stage.add(tag("geom", type="plane", size=(170, 170, 1), material="grass", pos=(0, 0, -0.02)))
+    stage.add(tag("geom", type="plane", size=(170, 170, 170), material="grass", pos=(0, 0, -0.02)))
     _lay_roads(stage)
     _build_houses(stage, rng)
     _plant_and_walk(stage, rng)

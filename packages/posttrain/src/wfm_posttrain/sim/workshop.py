@@ -114,9 +114,9 @@ def _furnish(stage: Stage, rng: np.random.Generator, floor: str) -> None:
     )  # fmt: skip
     stage.fill((rng.uniform(-0.6, 0.6), 0.8, -0.5), (0.12, 0.13, 0.15))
     stage.add(
-        tag("geom", type="plane", size=(4, 4, 0.1), material="floor",
+        tag("geom", type="plane", size=(4, 4, 4), material="floor",
             friction=(0.7, 0.005, 0.0005)),
-        tag("geom", type="plane", size=(4, 4, 0.1), pos=(0, 1.3, 0), zaxis=(0, -1, 0),
+        tag("geom", type="plane", size=(4, 4, 4), pos=(0, 1.3, 0), zaxis=(0, -1, 0),
             material="wall", contype=0, conaffinity=0),
         tag("geom", type="box", size=(4, 0.02, 0.05), pos=(0, 1.29, 0.05), contype=0, conaffinity=0,
             rgba=(0.92, 0.92, 0.90, 1)),
