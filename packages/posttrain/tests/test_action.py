@@ -119,6 +119,8 @@ def test_objects_may_count_more(recordings, tmp_path):
     assert covered.shape == (12 * 8, 4, 4)
     square = clips[0].labels()["segmentation"] == 1
     torch.testing.assert_close(covered[:8].mean((1, 2)), square.float().mean((1, 2)))
+    with pytest.raises(ValueError, match="clip 0: no segment 'gripper'"):
+        covered_by_objects(clips, (4, 4), ["gripper"])
     for net, encoder, backend, window in (
         (SmallDenoiser(), ActionEncoder(2, 12), DIFFUSION, torch.randn(4, 3, 4, 4, 4)),
         (SmallTokenModel(), ActionTokens(2, 8), AR, torch.randint(16, (4, 3, 4, 4))),

@@ -63,6 +63,9 @@ class ActionConfig(RunConfig):
         0.0, ge=0, description="how much more an error counts where objects are, which are small:"
         " 1 doubles it (needs the label `segmentation`, and `objects`)"
     )  # fmt: skip
+    weighted_parts: tuple[str, ...] = Field(
+        (), description="what else `object_weight` is for: names of `segments`, such as gripper"
+    )
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
@@ -237,9 +240,12 @@ def _place_weights(
     size = (height // codec.compression[1], width // codec.compression[2])
     covered = kept(
         run / "objects.safetensors",
-        {"clips": config.clips, "held_out": config.held_out, "count": len(clips), "size": size},
-        lambda: {"covered": covered_by_objects(clips, size)},
-    )
+        {
+            "clips": config.clips, "held_out": config.held_out, "count": len(clips), "size": size,
+            "parts": config.weighted_parts,
+        },
+        lambda: {"covered": covered_by_objects(clips, size, config.weighted_parts)},
+    )  # fmt: skip
     return 1 + config.object_weight * covered["covered"]
 
 

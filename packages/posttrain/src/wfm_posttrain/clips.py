@@ -1,7 +1,7 @@
 """Recordings with actions, and their frames encoded once for training."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -231,11 +231,13 @@ def encode_frames(
     return EncodedFrames(*(torch.cat(parts) for parts in (codes, actions, first, rates)))
 
 
-def covered_by_objects(clips: ClipDataset, size: tuple[int, int]) -> Float[Tensor, "n h w"]:
+def covered_by_objects(
+    clips: ClipDataset, size: tuple[int, int], parts: Collection[str] = ()
+) -> Float[Tensor, "n h w"]:
     """Return how much of each latent of every frame, 0 to 1, the clips' objects cover.
 
     Objects are the pixels of ``segmentation`` with numbers from 1 to as many as the clip's
-    ``objects`` are.
+    ``objects`` are, and those that its ``segments`` call by a name among ``parts``.
 
     Raises:
         ValueError: a clip without the one or the other.
@@ -245,7 +247,12 @@ def covered_by_objects(clips: ClipDataset, size: tuple[int, int]) -> Float[Tenso
         masks, things = clips[i].labels().get("segmentation"), clips[i].attributes.get("objects")
         if masks is None or not isinstance(things, list):
             raise ValueError(f"clip {i}: has no label `segmentation` or no list of `objects`")
-        objects = ((masks > 0) & (masks <= len(things))).float()
+        names = clips[i].attributes.get("segments")
+        names = names if isinstance(names, dict) else {}
+        if missing := set(parts).difference(names.values()):
+            raise ValueError(f"clip {i}: no segment {min(missing)!r} among {names}")
+        keys = [*range(1, len(things) + 1), *(int(k) for k, name in names.items() if name in parts)]
+        objects = torch.isin(masks, torch.tensor(keys, dtype=masks.dtype)).float()
         covered.append(F.adaptive_avg_pool2d(objects[:, None], size)[:, 0])
     return torch.cat(covered)
 
