@@ -180,13 +180,15 @@ def worlds(runs: Path) -> Iterator[Stage]:
     after = ["tokenizer-cv", "tokenizer-dv", "text"]
     ships = ("wfm-diffusion", "pico-decoder")
     yield training(runs, "decoder", "wfm-diffusion", decoder, after, ships)
-    few, sure = {"steps": 4, "sampler": "euler", "temperature": 0.7}, {"temperature": 0.0}
-    # Small objects are soon lost in rollouts if they count as little as they are large.
-    for kind, before, settings, past, fit, base, codec, more, objects in (
-        ("diffusion", "diffusion-first", diffusion, 2, {"steps": 36000, "lr": 1e-3, "ema": 0.999},
-         "wfm_diffusion:load=builtin:pico", "cv4x8x8", {"options": few}, 8.0),
+    few, sure = {"steps": 4, "sampler": "euler", "temperature": 0.4}, {"temperature": 0.0}
+    # Small things are soon lost in rollouts, or misplaced, unless they count for more.
+    small = {"object_weight": 8.0, "weighted_parts": ["gripper"]}
+    for kind, before, settings, past, fit, base, codec, more, weights in (
+        ("diffusion", "diffusion-first", diffusion, 2, {"steps": 66000, "lr": 1e-3, "ema": 0.999},
+         "wfm_diffusion:load=builtin:pico", "cv4x8x8",
+         {"options": few, "high_sigma_share": 0.5}, small),
         ("ar", "tokenizer-dv", ar, 3, {"steps": 4000, "lr": 7e-4, "weight_decay": 0.1},
-         "wfm_ar:load=builtin:pico-ar", "dv8x16x16", {"past_noise": 0.15, "options": sure}, 0.0),
+         "wfm_ar:load=builtin:pico-ar", "dv8x16x16", {"past_noise": 0.15, "options": sure}, {}),
     ):  # fmt: skip
         model = base.partition(":")[2].partition(":")[2]
         after = [before, "text"]
@@ -195,7 +197,7 @@ def worlds(runs: Path) -> Iterator[Stage]:
             "clips": arm,
             "held_out": held_out,
             "past_frames": past,
-            "object_weight": objects,
+            **weights,
             "backend": {"kind": kind, "base": base, "codec": f"pico-{codec}", **more},
             "fit": {"batch": 32, **quick, **fit},
         }

@@ -10,6 +10,7 @@ is there already is not trained again. Needs the base packages (dependency group
 
 # ruff: noqa: T201
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -51,11 +52,18 @@ def untrained(source: str) -> Any:
 
 
 def share(argument: str) -> ClipDataset:
-    """Open every so-many-th clip of a data set: ``PART@CLIPS``, with 0 < PART <= 1."""
+    """Open every so-many-th recording of a data set: ``PART@CLIPS``, with 0 < PART <= 1.
+
+    The clips of a recording, one for each of its cameras, stay together.
+    """
     part, _, reference = argument.partition("@")
     clips = open_clips(reference)
-    count = max(round(float(part) * len(clips)), 2)
-    return Part(clips, range(0, len(clips), len(clips) // count))
+    recordings: dict[Any, list[int]] = {}
+    for i in range(len(clips)):
+        recordings.setdefault(clips[i].attributes.get("group", i), []).append(i)
+    count = max(round(float(part) * len(recordings)), 2)
+    chosen = list(recordings.values())[:: len(recordings) // count]
+    return Part(clips, list(itertools.chain.from_iterable(chosen)))
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Recordings with actions, and their frames encoded once for training."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,7 +93,7 @@ class ClipFolder:
 class Part:
     """Some of a dataset's clips."""
 
-    def __init__(self, clips: ClipDataset, numbers: range) -> None:
+    def __init__(self, clips: ClipDataset, numbers: Sequence[int]) -> None:
         self.clips, self.numbers = clips, numbers
 
     def __len__(self) -> int:
