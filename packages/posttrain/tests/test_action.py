@@ -143,6 +143,8 @@ def test_objects_may_count_more(recordings, tmp_path):
     nameless = shutil.copytree(recordings, tmp_path / "nameless")
     for about in nameless.glob("*.json"):
         about.write_text(json.dumps({"fps": 5.0}))
+    with pytest.raises(ValueError, match="weighted_parts say what object_weight is for"):
+        ActionConfig(**config.model_dump() | {"weighted_parts": ["gripper"], "object_weight": 0})
     config = config.model_copy(update={"clips": str(nameless)})
     with pytest.raises(ValueError, match="no list of `objects`"):
         train(config, tmp_path / "refused")

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Int64
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from .checkpoint import kept, replacing
@@ -67,6 +67,12 @@ class ActionConfig(RunConfig):
         (), description="what else `object_weight` is for: names of `segments`, such as gripper"
     )
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _parts_have_a_weight(self) -> "ActionConfig":
+        if self.weighted_parts and not self.object_weight:
+            raise ValueError("weighted_parts say what object_weight is for; set that, too")
+        return self
 
 
 def train(
