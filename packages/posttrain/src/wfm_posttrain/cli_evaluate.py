@@ -27,8 +27,11 @@ def add_evaluate(commands: Any) -> None:
                         help="training recordings: learn to read actions and effector")  # fmt: skip
     parser.add_argument("--learn-steps", type=int, default=600, metavar="N",
                         help="training steps of each reader (default 600)")  # fmt: skip
-    parser.add_argument("--follow", action="store_true",
-                        help="camera, multi-view, control: also geometry and masks")  # fmt: skip
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="models of whole clips: also geometry, masks, instructions obeyed",
+    )
     parser.add_argument("--takes", metavar="DIR",
                         help="second takes of --clips, for the Physics-IQ score")  # fmt: skip
     net = parser.add_mutually_exclusive_group()

@@ -240,14 +240,15 @@ def covered_by_objects(
     ``objects`` are, and those that its ``segments`` call by a name among ``parts``.
 
     Raises:
-        ValueError: a clip without the one or the other.
+        ValueError: a clip without ``segmentation``, ``objects``, or one of the parts.
     """
     covered = []
     for i in range(len(clips)):
-        masks, things = clips[i].labels().get("segmentation"), clips[i].attributes.get("objects")
+        clip = clips[i]
+        masks, things = clip.labels().get("segmentation"), clip.attributes.get("objects")
         if masks is None or not isinstance(things, list):
             raise ValueError(f"clip {i}: has no label `segmentation` or no list of `objects`")
-        names = clips[i].attributes.get("segments")
+        names = clip.attributes.get("segments")
         names = names if isinstance(names, dict) else {}
         if missing := set(parts).difference(names.values()):
             raise ValueError(f"clip {i}: no segment {min(missing)!r} among {names}")

@@ -6,6 +6,7 @@ the real clips, which is the measure's own error.
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -227,19 +228,19 @@ def _obedience(shown: Shown) -> Scores:
     things = clip.attributes.get("objects")
     if masks is None or not isinstance(things, list):
         return {}
-    each = [(masks == key)[None] for key in range(1, len(things) + 1)]
-    seen = [mask for mask in each if mask[0, 0].sum() >= SMALLEST and mask[0, -1].any()]
-    moves = [_move(mask) for mask in seen]
-    far = max(range(len(seen)), key=lambda i: float(moves[i].norm()), default=None)
-    if far is None or moves[far].norm() < MOVED:
+    every = [(masks == key)[None] for key in range(1, len(things) + 1)]
+    seen = [mask for mask in every if mask[0, 0].sum() >= SMALLEST and mask[0, -1].any()]
+    mask = max(seen, key=lambda mask: float(_move(mask).norm()), default=None)
+    if mask is None or _move(mask).norm() < MOVED:
         return {}
-    mask, wanted = seen[far], moves[far]
+    wanted = _move(mask)
     video = shown.video[:, :, shown.past - 1 :]
     colour = mean_colour(video[:, :, 0], mask[:, 0])
     reach = mask.any(dim=1, keepdim=True).expand_as(mask)
     way = _move(near(colour_mask(video, colour), reach))
     along = way @ wanted / wanted.norm()  # NaN where the object is lost: not obeyed
-    return {"obeyed": float(along >= wanted.norm() / 2 and along >= way.norm() * 0.5**0.5)}
+    within = way.norm() * math.cos(math.pi / 4)
+    return {"obeyed": float(along >= wanted.norm() / 2 and along >= within)}
 
 
 def _move(mask: Bool[Tensor, "1 t h w"]) -> Float[Tensor, "2"]:
