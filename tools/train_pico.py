@@ -147,6 +147,13 @@ def tokenizers(runs: Path) -> Iterator[Stage]:
         }
         after = [f"curate-{p}-{k}" for p in ("train", "heldout") for k in ("arm", "scenes", "film")]
         yield training(runs, name, "wfm-tokenizer", config, after, ("tokenizer", preset))
+        if name == "tokenizer-cv":  # its latents stay
+            more = config | {"out": f"{runs}/{name}-decoder", "steps": 15000, "lr": 1e-3}
+            more |= {"start": f"{runs}/{name}/model", "freeze_encoder": True}
+            del more["model"]
+            yield training(
+                runs, f"{name}-decoder", "wfm-tokenizer", more, [name], ("tokenizer", preset)
+            )
 
 
 def worlds(runs: Path) -> Iterator[Stage]:
@@ -176,8 +183,10 @@ def worlds(runs: Path) -> Iterator[Stage]:
         "token_codec": "pico-dv8x16x16", "frames": 17, "stride": 4, "steps": 12000, "batch": 32,
         **quick, "rate": 1e-3, "sampling_steps": 5,
     }  # fmt: skip
-    yield training(runs, "diffusion-first", "wfm-diffusion", first, ["tokenizer-cv", "text"])
-    after = ["tokenizer-cv", "tokenizer-dv", "text"]
+    yield training(
+        runs, "diffusion-first", "wfm-diffusion", first, ["tokenizer-cv-decoder", "text"]
+    )
+    after = ["tokenizer-cv-decoder", "tokenizer-dv", "text"]
     ships = ("wfm-diffusion", "pico-decoder")
     yield training(runs, "decoder", "wfm-diffusion", decoder, after, ships)
     few, sure = {"steps": 4, "sampler": "euler", "temperature": 0.4}, {"temperature": 0.0}

@@ -15,9 +15,10 @@ from wfm_posttrain.action import (
     DiffusionBackend,
     evaluate,
     train,
+    with_own_past,
 )
 from wfm_posttrain.checkpoint import kept
-from wfm_posttrain.clips import ClipFolder, covered_by_objects, encode_frames
+from wfm_posttrain.clips import ClipFolder, EncodedFrames, covered_by_objects, encode_frames
 from wfm_posttrain.encoder import ActionEncoder, ActionTokens, fit_scaling
 from wfm_posttrain.evaluation import EvaluationConfig
 from wfm_posttrain.fit import FitConfig
@@ -151,6 +152,54 @@ def test_objects_may_count_more(recordings, tmp_path):
     assert not (tmp_path / "refused" / "clips.safetensors").exists()  # before anything is encoded
 
 
+class Adds(nn.Module):
+    """A denoiser that knows: the next latent is the last one plus the action, and an error."""
+
+    sigma_data = 0.5
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def denoise(self, noisy, sigma, condition, /):
+        step = condition["adaln"][..., None, None] + self.error
+        return torch.cat([noisy[:, :, :-1], noisy[:, :, -2:-1] + 0.5 * step[:, :, None]], 2)
+
+
+class Passes(nn.Module):
+    def encode(self, inputs, /):
+        return {"adaln": inputs["action"][:, 0]}
+
+
+@pytest.mark.parametrize("error", [0, 1])
+def test_a_model_can_be_trained_to_go_on_from_its_own_mistakes(error):
+    action = torch.randn(20, 4, generator=seeded())
+    first = torch.arange(20) // 10 * 10
+    action[[0, 10]] = 0
+    codes = torch.cat([part.cumsum(0) for part in action.split(10)])
+    codes = codes[:, :, None, None].expand(-1, -1, 2, 2)
+    frames = EncodedFrames(codes, action, first, torch.full((20,), 5.0))
+    model = nn.ModuleDict({"network": Adds(error), "encoder": Passes()})
+    backend = DiffusionBackend(own_past=0.5, own_past_frames=4)
+    config = ActionConfig(clips="-", backend=backend, past_frames=2)
+    targets = torch.tensor([1, 9, 11, 19, 18, 8])
+    recorded = frames.windows(targets, 2)
+    for seed in range(8):
+        windows = with_own_past(model, frames, targets, config, seeded(seed))
+        assert torch.equal(windows[:, -1], recorded[:, -1])
+        off = (windows - recorded)[:, :2].flatten(2).mean(2)
+        # As many of the windows that have a past long enough; an error adds up, frame by frame.
+        own = (off[:, 1] > 0.5).nonzero()[:, 0].tolist()
+        assert own == ([1, 3, 4] if error else [])
+        late = off[[1, 3, 4]]
+        depth = int(late[0, 1].round())
+        expected = torch.tensor([max(depth - 1, 0), depth]).float().expand(3, 2)
+        torch.testing.assert_close(late, expected, atol=1e-4, rtol=0)
+    backend = DiffusionBackend()
+    config = ActionConfig(clips="-", backend=backend, past_frames=2)
+    assert torch.equal(with_own_past(model, frames, targets, config, seeded()), recorded)
+
+
 def test_an_action_becomes_as_many_context_slots_as_it_has_numbers():
     encoder = ActionTokens(7, 16)
     assert encoder.encode({"action": torch.zeros(3, 2, 7)})["text"].shape == (3, 14, 16)
@@ -188,7 +237,9 @@ MUON = {"optimizer": "muon", "precision": "bfloat16"}
 
 
 @pytest.mark.parametrize(
-    ("backend", "how"), [(DIFFUSION, {}), (AR, {}), (AR, MUON)], ids=["diffusion", "ar", "muon"]
+    ("backend", "how"),
+    [(DIFFUSION.model_copy(update={"own_past": 0.5}), {}), (AR, {}), (AR, MUON)],
+    ids=["diffusion", "ar", "muon"],
 )
 def test_a_run_that_was_stopped_ends_on_the_same_bits(recordings, tmp_path, backend, how):
     class Stop(Exception):

@@ -95,6 +95,31 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(films, tmp_path, set
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+def test_a_frozen_encoder_keeps_latents_while_the_decoder_learns(films, tmp_path):
+    first = train(config_for(films, tmp_path / "first", steps=3))
+    again = config_for(films, tmp_path / "again", steps=9).model_dump(exclude={"model"})
+    again |= {"start": str(tmp_path / "first/model"), "freeze_encoder": True}
+    second = train(TrainConfig.model_validate(again))
+    video = noise(1, 3, 9, 32, 32)
+    assert torch.equal(second.encode(video), first.encode(video))
+    assert second.config == first.config
+    assert not torch.equal(second(video), first(video))
+    figures = [json.loads((tmp_path / f"{name}/model/metrics.json").read_text())
+               for name in ("first", "again")]  # fmt: skip
+    assert figures[1]["psnr_video"] > figures[0]["psnr_video"]
+    assert "the encoder stayed" in (tmp_path / "again/model/README.md").read_text()
+
+
+def test_a_start_that_cannot_be_is_refused_before_any_work(films, tmp_path):
+    with pytest.raises(ValidationError, match="needs start"):
+        config_for(films, tmp_path / "run", freeze_encoder=True)
+    with pytest.raises(ValidationError, match="not the one of builtin:pico-cv4x8x8; leave it out"):
+        config_for(films, tmp_path / "run", start="builtin:pico-cv4x8x8")
+    settings = {"out": tmp_path / "run", "sources": [{"clips": str(films)}], "start": "nowhere"}
+    with pytest.raises(ValidationError, match="start: nowhere"):
+        TrainConfig.model_validate(settings)
+
+
 TRAIN = """
 import sys
 from wfm_tokenizer.train_config import TrainConfig

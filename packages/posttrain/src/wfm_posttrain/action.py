@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Float, Int64
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int64, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ from .clips import EncodedFrames, covered_by_objects, encode_frames, open_clips,
 from .encoder import ActionEncoder, ActionTokens, fit_scaling
 from .evaluation import Evaluation, EvaluationConfig, evaluate_world
 from .fit import Log, fit, start_run
+from .imagine import Guided, euler
 from .interfaces import ClipDataset, NextTokenModel, TrainableDenoiser, WorldModel
 from .lora import inject, merge, save_adapter
 from .network_files import ADAPTER, load_network
@@ -122,7 +125,8 @@ def train(
         picks = torch.randint(len(targets), (config.fit.batch,), generator=generator)
         chosen = targets[picks]
         places = None if weights is None else weights[chosen]
-        return _loss(model, frames, chosen, config, generator, place_weights=places)
+        windows = with_own_past(model, frames, chosen, config, generator)
+        return _loss(model, frames, chosen, config, generator, windows, place_weights=places)
 
     fit(
         model, loss, config.fit, run,
@@ -189,6 +193,7 @@ def check(model: nn.ModuleDict, frames: EncodedFrames, config: ActionConfig) -> 
     targets = frames.targets()
     spread = torch.linspace(0, len(targets) - 1, min(CHECKED_WINDOWS, len(targets)))
     targets = targets[spread.long()]
+    windows = frames.windows(targets, config.past_frames)
     losses = {}
     actions = frames.action[targets]
     for name, action in (
@@ -196,7 +201,8 @@ def check(model: nn.ModuleDict, frames: EncodedFrames, config: ActionConfig) -> 
         ("held_out_loss_shuffled", actions.roll(len(targets) // 2, 0)),
     ):
         generator = torch.Generator().manual_seed(config.fit.seed)
-        losses[name] = _loss(model, frames, targets, config, generator, action=action).item()
+        loss = _loss(model, frames, targets, config, generator, windows, action=action)
+        losses[name] = loss.item()
     return losses
 
 
@@ -206,17 +212,73 @@ def _loss(
     targets: Int64[Tensor, " b"],
     config: ActionConfig,
     generator: torch.Generator,
+    windows: Shaped[Tensor, "b t ..."],
     *,
     action: Float[Tensor, "b a"] | None = None,
     place_weights: Float[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the loss of predicting the target frames after their own or after other actions."""
-    window = frames.windows(targets, config.past_frames)
     action = frames.action[targets] if action is None else action
     fps = frames.fps[targets]
     return next_frame_loss(
-        model, window, action, fps, config.backend, generator, place_weights=place_weights
+        model, windows, action, fps, config.backend, generator, place_weights=place_weights
     )
+
+
+@torch.no_grad()
+def with_own_past(
+    model: nn.ModuleDict,
+    frames: EncodedFrames,
+    targets: Int64[Tensor, " b"],
+    config: ActionConfig,
+    generator: torch.Generator,
+) -> Shaped[Tensor, "b t ..."]:
+    """Return the targets' windows, the past of some as the model itself imagines it.
+
+    It goes on from recorded frames a little earlier, after the recorded actions. Fluid simulators
+    are trained so: the pushforward trick, arXiv 2202.03376.
+    """
+    windows = frames.windows(targets, config.past_frames)
+    backend = config.backend
+    if not isinstance(backend, DiffusionBackend) or not backend.own_past:
+        return windows
+    depth = int(torch.randint(1, backend.own_past_frames + 1, (), generator=generator))
+    deep = (targets - frames.first[targets] > depth).nonzero()[:, 0]
+    rows = deep[: round(backend.own_past * len(targets))]
+    start = targets[rows] - depth
+    past = frames.windows(start, config.past_frames)[:, :-1].float()
+    for number in range(depth) if len(rows) else ():
+        now = start + number
+        new = _imagine(model, past, frames.action[now], frames.fps[now], backend, generator)
+        past = torch.cat([past[:, 1:], new], dim=1)
+    windows[rows, :-1] = past.to(windows)
+    return windows
+
+
+def _imagine(
+    model: nn.ModuleDict,
+    past: Float[Tensor, "b p c h w"],
+    action: Float[Tensor, "b a"],
+    fps: Float[Tensor, " b"],
+    backend: DiffusionBackend,
+    generator: torch.Generator,
+) -> Float[Tensor, "b 1 c h w"]:
+    """Sample the frame after ``past``, as the finished model will."""
+    network: Any = model["network"]
+    encoder: Any = model["encoder"]
+    condition = encoder.encode({"action": action[:, None]})
+    device = condition["adaln"].device
+    kept = rearrange(past, "b p c h w -> b c p h w").to(device) * network.sigma_data
+    kept = F.pad(kept, (0, 0, 0, 0, 0, 1))
+    given = torch.ones_like(kept[:, :1])
+    given[:, :, -1] = 0
+    noise = torch.randn(kept.shape, generator=generator).to(device)
+    noise *= float(backend.options.get("temperature", 1.0))
+    condition |= {"fps": fps.to(device), "given": given}
+    steps = int(backend.options.get("steps", 4))
+    guided = Guided(network, condition, text=None, guidance=0.0)
+    made = euler(guided, noise, kept, given, steps)[:, :, -1:] / network.sigma_data
+    return rearrange(made, "b c 1 h w -> b 1 c h w").to(past)
 
 
 def _encoded(

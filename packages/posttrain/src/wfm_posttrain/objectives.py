@@ -62,6 +62,11 @@ class DiffusionBackend(Denoising):
 
     world: str = Field("wfm_diffusion:WorldModel", description="module:callable")
     options: dict[str, float | int | str] = Field({}, description="further keywords of the world")
+    own_past: float = Field(
+        0.0, ge=0, le=1, description="share of windows whose last past frames the model imagines"
+        " itself, so that it learns to go on from its own mistakes"
+    )  # fmt: skip
+    own_past_frames: int = Field(3, gt=0, description="how many it imagines, at most")
 
 
 class ArBackend(Predicting):

@@ -36,7 +36,7 @@ def finish(average: AnyTokenizer, settings: TrainConfig, cache: ClipCache) -> An
     config = settings.model
     weights = {name: t.half().float() for name, t in average.state_dict().items()}
     average.load_state_dict(weights)
-    if isinstance(average, ContinuousTokenizer):
+    if isinstance(average, ContinuousTokenizer) and not settings.freeze_encoder:
         batches = (
             cache.batch(shape, random.Random(f"statistics:{i}"))
             for i in range(settings.statistics_batches)
@@ -98,6 +98,13 @@ def png(image: UInt8[Tensor, "h w 3"]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + data + chunk(b"IEND", b"")
 
 
+def _start(config: TrainConfig) -> str:
+    if not config.start:
+        return ""
+    kept = "; the encoder stayed as it was" if config.freeze_encoder else ""
+    return f"From `{config.start}`{kept}. "
+
+
 def model_card(config: TrainConfig, tokenizer: AnyTokenizer, figures: Mapping[str, Any]) -> str:
     """Write the facts of a training run down; intended use and limits are for a person to add."""
     model = config.model
@@ -116,7 +123,7 @@ def model_card(config: TrainConfig, tokenizer: AnyTokenizer, figures: Mapping[st
         f"{count:,} parameters, stored as float16.\n\n"
         "```python\nimport wfm_tokenizer as wt\n"
         'tokenizer = wt.load("PATH OF THIS FOLDER")\n```\n\n'
-        "## Training\n\n"
+        f"## Training\n\n{_start(config)}"
         f"{figures['steps']} steps with seed {config.seed}, learning rate {config.lr}, loss "
         f"{config.loss.model_dump()}, on {len(config.sources)} sources of clips in batches of "
         + "; ".join(f"{s.batch} x {s.frames} x {s.size}x{s.columns}" for s in config.shapes)

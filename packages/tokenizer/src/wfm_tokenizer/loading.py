@@ -66,6 +66,12 @@ def load(
     return tokenizer.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
+def read_config(source: str | Path) -> TokenizerConfig:
+    """Return the config of what :func:`load` would open; the same errors."""
+    folder = find_source(source)
+    return _read_folder(folder, folder.resolve().name, folder)[0]
+
+
 def builtins() -> list[str]:
     """Name the tokenizers that ship with this package."""
     shelf = Path(__file__).parent / "weights"

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from .config import PRESETS, TokenizerConfig
 from .data import BatchShape, Source
+from .loading import read_config
 from .losses import LossConfig
 
 
@@ -16,7 +17,17 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     out: Path
-    model: TokenizerConfig = Field(description="a preset's name, or a whole tokenizer config")
+    model: TokenizerConfig = Field(
+        description="a preset's name, or a whole tokenizer config; left out with ``start``"
+    )
+    start: str | None = Field(
+        None, description="go on from this tokenizer: whatever ``load`` opens; None: random weights"
+    )
+    freeze_encoder: bool = Field(
+        False,
+        description="train the decoder alone: latents and tokens stay as ``start`` makes them, "
+        "so that world models of them can go on to use the tokenizer",
+    )
     sources: tuple[Source, ...] = Field(min_length=1)
     held_out: tuple[Source, ...] = Field(
         (), description="evaluated on; if there is none, every 20th training clip is held out"
@@ -55,6 +66,24 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(500, gt=0)
     statistics_batches: int = Field(64, gt=0, description="for the statistics of the latents")
     max_minutes: float | None = Field(None, gt=0, description="then stop, and export what is there")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_of_start(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not values.get("start") or "model" in values:
+            return values
+        try:
+            return {"model": read_config(values["start"])} | values
+        except (OSError, ValueError) as e:
+            raise ValueError(f"start: {e}") from e
+
+    @model_validator(mode="after")
+    def _start_fits(self) -> "TrainConfig":
+        if self.freeze_encoder and not self.start:
+            raise ValueError("freeze_encoder: needs start, the tokenizer whose encoder stays")
+        if self.start and self.model.identity() != read_config(self.start).identity():
+            raise ValueError(f"model: not the one of {self.start}; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _batches_fit(self) -> "TrainConfig":

@@ -23,6 +23,7 @@ from .checkpoint import named, part, read_weights, write_weights
 from .data import ClipCache
 from .evaluation import evaluate_clips, held_out_clips
 from .export import export, finish, write_samples
+from .loading import load
 from .losses import Loss, saturation_loss
 from .model import ContinuousTokenizer, DiscreteTokenizer, build
 from .processes import Processes, SplitMuon, TrainingPass, laid_out_as, whole
@@ -96,6 +97,11 @@ class Run:
         self.box = (config.evaluate_frames, config.evaluate_size)
         torch.manual_seed(config.seed)
         self.model = build(config.model).to(device)
+        if config.start:
+            self.model.load_state_dict(load(config.start).state_dict())
+        if config.freeze_encoder:
+            self.model.encoder.requires_grad_(False)
+            self.model.to_latent.requires_grad_(False)
         self.forward = TrainingPass(self.model)
         if config.shard:
             processes.split(self.forward)
@@ -105,7 +111,7 @@ class Run:
         self.average = {
             name: parameter.detach().clone() for name, parameter in self.model.named_parameters()
         }
-        self.parameters = list(self.model.parameters())
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = new_optimizer(self.parameters, config)
         self.loss = Loss(config.loss, device)
         self.adversary = Adversary(device) if config.loss.adversarial else None
@@ -153,7 +159,7 @@ class Run:
             own_loss = adversary.own_loss(output, video)
             self._descend(own_loss, adversary.optimizer, adversary.parameters, step)
         decay = min(config.ema, (1 + step) / (10 + step))
-        for mean, parameter in zip(self.average.values(), self.parameters, strict=True):
+        for mean, parameter in zip(self.average.values(), self.model.parameters(), strict=True):
             mean.lerp_(parameter.detach(), 1 - decay)
         if (step + 1) % config.log_every == 0:
             mse = (output.detach() - video).square().mean()
