@@ -148,7 +148,7 @@ def tokenizers(runs: Path) -> Iterator[Stage]:
         after = [f"curate-{p}-{k}" for p in ("train", "heldout") for k in ("arm", "scenes", "film")]
         yield training(runs, name, "wfm-tokenizer", config, after, ("tokenizer", preset))
         if name == "tokenizer-cv":  # its latents stay
-            more = config | {"out": f"{runs}/{name}-decoder", "steps": 15000, "lr": 1e-3}
+            more = config | {"out": f"{runs}/{name}-decoder", "steps": 9000, "lr": 1e-3}
             more |= {"start": f"{runs}/{name}/model", "freeze_encoder": True}
             del more["model"]
             yield training(

@@ -1,6 +1,6 @@
 """Ask whether the text controls what the built-in model imagines: its kind of scene, and details.
 
-    python benchmarks/controls.py TRAIN HELD_OUT --guidance 3
+    python benchmarks/controls.py TRAIN HELD_OUT --guidance 1.5 3
 
 TRAIN and HELD_OUT are clips with captions and attributes, each a reference such as
 `wfm_curator:ShardedDataset=runs/pico/clips/train/sim`. A small convolutional probe learns from
@@ -10,7 +10,8 @@ probe says what it sees. For the kind of scene that is compared with the caption
 many of each kind as can be; for a detail, with the caption's and with those of all other captions
 of that scene that ask for another: without control the two agree equally often. Intervals are
 95 %, from resampling the captions. What the probe finds on real clips of HELD_OUT is the most that
-can be.
+can be. How real it all looks: the kernel distance (KID's, of the probe's features) of what is
+imagined from the real clips, beside that of two halves of the real ones.
 """
 
 import argparse
@@ -103,8 +104,11 @@ class Probe(nn.Module):
             nn.Linear(2 * HUES, 64), nn.GELU(), nn.Dropout(0.2), nn.Linear(64, colours)
         )
 
+    def features(self, seen: Tensor) -> Tensor:
+        return self.clip(self.frames(seen.flatten(0, 1)).unflatten(0, seen.shape[:2]).flatten(1))
+
     def forward(self, seen: Tensor) -> dict[str, Tensor]:
-        x = self.clip(self.frames(seen.flatten(0, 1)).unflatten(0, seen.shape[:2]).flatten(1))
+        x = self.features(seen)
         hues = palette(seen)
         return {k: head(hues if k == "colour" else x) for k, head in self.heads.items()}
 
@@ -279,6 +283,23 @@ def rows(
             lead, best = (torch.cat(x) for x in zip(*whole, strict=True))
             count = f"{len(lead)} x {seeds}"
             yield f"{name}, all scenes", count, share(lead), f"{best.mean():+.0%}"
+    apart = kernel_distance(probe, real_seen, seen)
+    halves = kernel_distance(probe, real_seen[::2], real_seen[1::2])
+    yield "kernel distance", str(len(seen)), f"{apart:.4f}", f"{halves:.4f}"
+
+
+@torch.no_grad()
+def kernel_distance(probe: Probe, a: Tensor, b: Tensor) -> float:
+    """Return KID's unbiased distance of what the probe makes of two sets of clips."""
+    x, y = (probe.features(seen).double() for seen in (a, b))
+
+    def kernel(p: Tensor, q: Tensor) -> Tensor:
+        return (p @ q.T / p.shape[1] + 1) ** 3
+
+    def within(p: Tensor) -> Tensor:
+        return (kernel(p, p).sum() - kernel(p, p).trace()) / (len(p) * (len(p) - 1))
+
+    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
 
 
 def share(hits: Tensor) -> str:
@@ -291,7 +312,8 @@ def main() -> None:
     parser.add_argument("train", help="clips that the model was trained on")
     parser.add_argument("held_out", help="clips that it was not")
     parser.add_argument("-m", "--model", default="builtin:pico")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[3.0])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.5])
+    parser.add_argument("--temperature", type=float, help="of the noise (default: the model's)")
     parser.add_argument("--steps", type=int, help="of the sampler (default: the model's)")
     parser.add_argument("--sampler", choices=tuple(wd.SAMPLERS), default=None)
     parser.add_argument("--seeds", type=int, default=2, help="clips imagined for each caption")
@@ -301,6 +323,8 @@ def main() -> None:
     torch.set_num_threads(1)
     world = wd.load_world(args.model)
     world.steps, world.sampler = args.steps or world.steps, args.sampler or world.sampler
+    if args.temperature is not None:
+        world.temperature = args.temperature
     held_in, held_out = (
         [clips[i] for i in range(len(clips))]
         for clips in map(open_clips, (args.train, args.held_out))
@@ -317,7 +341,8 @@ def main() -> None:
             x for seed in range(args.seeds) for x in imagine(world, held_out, guidance, seed)
         ]
         imagined = torch.stack([x for _, x in answers]), [facts(clip) for clip, _ in answers]
-        sys.stdout.write(f"\nguidance {guidance:g}, {world.steps} steps of {world.sampler}\n\n")
+        how = f"{world.steps} steps of {world.sampler}, temperature {world.temperature:g}"
+        sys.stdout.write(f"\nguidance {guidance:g}, {how}\n\n")
         sys.stdout.write(
             "| what | clips | match, or lead over others' captions (95 %) | real clips |\n"
         )

@@ -235,8 +235,8 @@ def with_own_past(
 ) -> Shaped[Tensor, "b t ..."]:
     """Return the targets' windows, the past of some as the model itself imagines it.
 
-    It goes on from recorded frames a little earlier, after the recorded actions. Fluid simulators
-    are trained so: the pushforward trick, arXiv 2202.03376.
+    It goes on from recorded frames a little earlier, after the recorded actions, and without
+    gradients: the pushforward trick of learned PDE solvers, arXiv 2202.03376, section 3.1.
     """
     windows = frames.windows(targets, config.past_frames)
     backend = config.backend
