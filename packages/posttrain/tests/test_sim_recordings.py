@@ -221,6 +221,23 @@ def test_the_backend_is_egl_on_a_gpu_then_osmesa_then_egl_on_the_cpu(monkeypatch
     assert graphics.choose_backend({}.get) == "glfw"
 
 
+def test_triton_is_there_before_osmesa(tmp_path):
+    # Each brings an LLVM; the other way round the process ends by a segmentation fault.
+    (tmp_path / "triton.py").write_text(
+        "from pathlib import Path\nseen = 'OSMesa' in Path('/proc/self/maps').read_text()\n"
+    )
+    program = (
+        "import sys; from wfm_posttrain.sim.graphics import gl_context; gl_context();"
+        "raise SystemExit(sys.modules['triton'].seen)"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    environment = os.environ | {"PYTHONPATH": path, "MUJOCO_GL": "osmesa"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_job_refuses_what_makes_no_sense():
     with pytest.raises(ValueError, match="no scene"):
         recordings.Job("kitchen", 1)

@@ -5,6 +5,7 @@ this folder takes ``mujoco`` from here. A ``MUJOCO_GL`` set by the user is respe
 """
 
 import atexit
+import contextlib
 import functools
 import importlib
 import os
@@ -65,6 +66,11 @@ if _BACKEND in ("egl", "osmesa"):
     os.environ["PYOPENGL_PLATFORM"] = _BACKEND
 # Threads of llvmpipe's own only fight with the other worker processes.
 os.environ.setdefault("LP_NUM_THREADS", "0")
+if _BACKEND == "osmesa":
+    # Triton, which CUDA builds of torch bring, and OSMesa each load an LLVM. After OSMesa's,
+    # Triton's import ends the process; before it, both work.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("triton")
 
 try:
     mujoco: Any = importlib.import_module("mujoco")
