@@ -109,6 +109,15 @@ def test_a_frozen_encoder_keeps_latents_while_the_decoder_learns(films, tmp_path
     assert figures[1]["psnr_video"] > figures[0]["psnr_video"]
     assert "the encoder stayed" in (tmp_path / "again/model/README.md").read_text()
 
+    def interrupt(step, _):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    parts = TrainConfig.model_validate(again | {"out": tmp_path / "parts"})
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, log=interrupt)
+    assert same_weights(train(parts, resume=True), second)
+
 
 def test_a_start_that_cannot_be_is_refused_before_any_work(films, tmp_path):
     with pytest.raises(ValidationError, match="needs start"):

@@ -1,6 +1,6 @@
 """Ask whether the text controls what the built-in model imagines: its kind of scene, and details.
 
-    python benchmarks/controls.py TRAIN HELD_OUT --guidance 1.5 3
+    python benchmarks/controls.py TRAIN HELD_OUT --guidance 1.5 3 --temperature 0.8 1
 
 TRAIN and HELD_OUT are clips with captions and attributes, each a reference such as
 `wfm_curator:ShardedDataset=runs/pico/clips/train/sim`. A small convolutional probe learns from
@@ -313,7 +313,7 @@ def main() -> None:
     parser.add_argument("held_out", help="clips that it was not")
     parser.add_argument("-m", "--model", default="builtin:pico")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.5])
-    parser.add_argument("--temperature", type=float, help="of the noise (default: the model's)")
+    parser.add_argument("--temperature", type=float, nargs="+", help="as many (default: the model's)")
     parser.add_argument("--steps", type=int, help="of the sampler (default: the model's)")
     parser.add_argument("--sampler", choices=tuple(wd.SAMPLERS), default=None)
     parser.add_argument("--seeds", type=int, default=2, help="clips imagined for each caption")
@@ -323,8 +323,9 @@ def main() -> None:
     torch.set_num_threads(1)
     world = wd.load_world(args.model)
     world.steps, world.sampler = args.steps or world.steps, args.sampler or world.sampler
-    if args.temperature is not None:
-        world.temperature = args.temperature
+    temperatures = args.temperature or [world.temperature] * len(args.guidance)
+    if len(temperatures) != len(args.guidance):
+        parser.error(f"{len(temperatures)} temperatures for {len(args.guidance)} guidances")
     held_in, held_out = (
         [clips[i] for i in range(len(clips))]
         for clips in map(open_clips, (args.train, args.held_out))
@@ -336,7 +337,7 @@ def main() -> None:
     }
     probe = train_probe(seen, targets, labels, args.probe_steps)
     real = recoded(world, held_out, (0,))
-    for guidance in args.guidance:
+    for guidance, world.temperature in zip(args.guidance, temperatures, strict=True):
         answers = [
             x for seed in range(args.seeds) for x in imagine(world, held_out, guidance, seed)
         ]
