@@ -313,7 +313,9 @@ def main() -> None:
     parser.add_argument("held_out", help="clips that it was not")
     parser.add_argument("-m", "--model", default="builtin:pico")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.5])
-    parser.add_argument("--temperature", type=float, nargs="+", help="as many (default: the model's)")
+    parser.add_argument(
+        "--temperature", type=float, nargs="+", help="as many (default: the model's)"
+    )
     parser.add_argument("--steps", type=int, help="of the sampler (default: the model's)")
     parser.add_argument("--sampler", choices=tuple(wd.SAMPLERS), default=None)
     parser.add_argument("--seeds", type=int, default=2, help="clips imagined for each caption")
@@ -337,12 +339,13 @@ def main() -> None:
     }
     probe = train_probe(seen, targets, labels, args.probe_steps)
     real = recoded(world, held_out, (0,))
-    for guidance, world.temperature in zip(args.guidance, temperatures, strict=True):
+    for guidance, temperature in zip(args.guidance, temperatures, strict=True):
+        world.temperature = temperature
         answers = [
             x for seed in range(args.seeds) for x in imagine(world, held_out, guidance, seed)
         ]
         imagined = torch.stack([x for _, x in answers]), [facts(clip) for clip, _ in answers]
-        how = f"{world.steps} steps of {world.sampler}, temperature {world.temperature:g}"
+        how = f"{world.steps} steps of {world.sampler}, temperature {temperature:g}"
         sys.stdout.write(f"\nguidance {guidance:g}, {how}\n\n")
         sys.stdout.write(
             "| what | clips | match, or lead over others' captions (95 %) | real clips |\n"
