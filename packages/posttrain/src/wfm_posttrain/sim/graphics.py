@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import functools
 import importlib
+import logging
 import os
 import platform
 import subprocess
@@ -64,6 +65,7 @@ _BACKEND = choose_backend()
 os.environ["MUJOCO_GL"] = "disable" if _BACKEND is None else _BACKEND
 if _BACKEND in ("egl", "osmesa"):
     os.environ["PYOPENGL_PLATFORM"] = _BACKEND
+    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it tells of an extra it can do without
 # Threads of llvmpipe's own only fight with the other worker processes.
 os.environ.setdefault("LP_NUM_THREADS", "0")
 if _BACKEND == "osmesa":
