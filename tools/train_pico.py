@@ -167,6 +167,7 @@ def worlds(runs: Path) -> Iterator[Stage]:
         **quick, "rate": 1.5e-3, "cache": f"{runs}/latents.safetensors",
         # So little training leaves noise that many steps bring out and few do not.
         "sampling_steps": 5, "sampler": "euler", "temperature_given": 0.6,
+        "guidance": 1.5, "temperature": 0.8,
     }  # fmt: skip
     diffusion = first | {
         "init": f"{runs}/diffusion-first/model", "steps": 18000, "rate": 1e-3,

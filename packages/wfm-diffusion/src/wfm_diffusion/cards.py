@@ -37,7 +37,7 @@ def describe_world(
     # Tokens say what to show, and need no guidance.
     guidance, steps = 0.0, config.sampling_steps
     if token_codec is None:
-        guidance, steps = 3.0, max(steps, GUIDED_STEPS)
+        guidance, steps = config.guidance, max(steps, GUIDED_STEPS)
     return WorldSettings(
         codec=config.codec,
         codec_fingerprint=fingerprint_of(codec),
@@ -54,6 +54,7 @@ def describe_world(
         guidance_given=0.0,
         steps=steps,
         steps_given=config.sampling_steps,
+        temperature=config.temperature,
         temperature_given=config.temperature_given,
         sampler=config.sampler,
     )

@@ -221,6 +221,8 @@ class TrainConfig(BaseModel):
     sampling_steps: int = Field(35, gt=1, description="for world.json: what a rollout uses")
     sampler: Literal["res2ab", "euler", "nvidia"] = Field("res2ab", description="likewise")
     temperature_given: float = Field(1.0, ge=0, description="likewise, where frames are given")
+    temperature: float = Field(1.0, ge=0, description="likewise, where none are")
+    guidance: float = Field(3.0, ge=0, description="likewise, where none are")
 
     validate_every: int = Field(500, gt=0)
     sample_every: int = Field(1000, ge=0, description="steps between pictures; 0: none")
